@@ -1,0 +1,293 @@
+"""The job file: one YAML per run, mounted from a ConfigMap and parsed before anything heavy is imported.
+
+Hyperparameters live here and nowhere else; the environment carries addresses and secrets (see ``JobEnvironment``).
+Unknown keys are errors. Every path in a job file is relative to the state directory, so the same file runs in a pod
+and on a laptop.
+
+    SftJob       supervised warm start on demonstrations
+    AirlJob      adversarial inverse reinforcement learning: policy and critic in turn
+    GrpoJob      outcome-reward reference on the same trainer
+    EvaluateJob  samples, scores, selects and writes evaluation.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from irlops.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen part of a job file; a mistyped key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    name: Literal["arithmetic", "gsm8k"]
+    source: str | None = None
+    """gsm8k only: a folder with train.jsonl and test.jsonl, or None for IRLOPS_DATA_DIR, then the hub."""
+    calculator_annotations: Literal["keep", "strip"] = "strip"
+    """GSM8K's ``<<expression=value>>`` marks inside solutions."""
+    num_train: int | None = Field(default=None, ge=1)
+    """Demonstrations used, from the start of the split; None takes all (arithmetic: 20,000)."""
+    num_dev: int = Field(default=256, ge=8)
+    """Problems held out of training for tuning, calibration and collapse detection."""
+    num_test: int | None = Field(default=None, ge=1)
+    """Problems to evaluate on; None takes all (arithmetic: 1,000)."""
+    min_steps: int = Field(default=2, ge=1, le=8)
+    """arithmetic only: fewest steps of a problem."""
+    max_steps: int = Field(default=4, ge=1, le=8)
+    """arithmetic only: most steps of a problem."""
+    on_malformed: Literal["raise", "skip"] = "raise"
+    """A row without question or answer stops the job, or is counted and left out."""
+    seed: int = 0
+    """Of generation and of the train/dev split; kept apart from the run's seed so that seeds share their data."""
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class ModelConfig(Section):
+    preset: str = "tiny"
+    """A name from irlops_jobs.models.presets."""
+    policy_from: str | None = None
+    """Folder of the policy to start from (for example ``sft-tiny/policy``); None starts from the preset."""
+    critic_from: str | None = None
+    """Folder of the critic to start from; ``policy`` copies the policy's backbone; None starts from the preset's critic."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; exports are merged."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights held in memory. Small models on a CPU want float32."""
+    max_length: int = Field(default=256, ge=16)
+    """Longest prompt plus solution, in tokens."""
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine decay to a tenth."""
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class RolloutConfig(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    samples_per_prompt: int = Field(default=8, ge=1, le=256)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Below 1 the sampled distribution is truncated and importance ratios are biased; training keeps 1."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=512, ge=1)
+    """Sequences decoded together by the transformers engine."""
+
+
+class CriticConfig(Section):
+    granularity: Literal["token", "interval", "step", "sequence"] = "token"
+    """Where the loss reads the critic: every token, every ``interval_tokens``-th, the last of each step, or the last of all."""
+    interval_tokens: int = Field(default=15, ge=1)
+    loss: Literal["bce", "pairwise"] = "bce"
+    """``pairwise`` compares expert and other traces of one question (Bradley-Terry on trace means)."""
+    relabel_by_answer: bool = True
+    """A policy sample that reaches the expert's answer counts as positive."""
+    perturbations_per_positive: int = Field(default=1, ge=0, le=8)
+    """Corrupted copies of each positive, always trained with the positive's own question."""
+    perturbed_target: Literal["whole", "from_error"] = "from_error"
+    """``from_error`` leaves the tokens before the known corruption out of the negative class: they are right."""
+    mass_balance: bool = True
+    """Weigh both classes so that each holds half of the loss."""
+    label_smoothing: float = Field(default=0.05, ge=0, lt=0.5)
+    """Targets are 1 - x and x."""
+    replay_capacity: int = Field(default=0, ge=0)
+    """Traces of earlier rounds kept to be shown again; 0 turns replay off."""
+    replay_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Of each critic batch, the part that comes from earlier rounds."""
+    updates_per_round: int = Field(default=1, ge=1)
+    warmup_rounds: int = Field(default=10, ge=0)
+    """Rounds in which only the critic learns, from the still policy's samples."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
+
+
+class RewardConfig(Section):
+    form: Literal["gail_logit", "airl"] = "gail_logit"
+    """``airl`` reads the critic as AIRL's f and discriminates on f - log pi (arXiv 1710.11248)."""
+    shaping: bool = False
+    """airl only: a potential h with f = g + gamma h(next) - h(now), on a second head that is not exported."""
+    aggregation: Literal["mean", "min", "last", "discounted"] = "mean"
+    """Of token rewards to one number per trace."""
+    gamma: float = Field(default=0.9, ge=0, le=1)
+    clip: float | None = Field(default=5.0, gt=0)
+    """Token rewards are cut to [-clip, clip]; None leaves them."""
+    normalise: Literal["none", "running"] = "none"
+    """``running`` divides by the running standard deviation of the critic's output."""
+
+
+class PolicyConfig(Section):
+    advantage: Literal["grpo", "dr_grpo", "rloo", "discounted_dense"] = "grpo"
+    dense_weight: float = Field(default=0.0, ge=0)
+    """Added to a trace-level advantage: this much of the token-level discounted one."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    clip_high: float = Field(default=0.28, gt=0)
+    kl_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of KL(policy || warm start), estimated per token (Schulman's k3)."""
+    updates_per_round: int = Field(default=1, ge=1)
+    """Optimizer steps on one round's samples; above 1 the clipping starts to matter."""
+    expert_in_group: bool = False
+    mask_truncated: bool = True
+    """Samples that ran out of tokens carry no policy gradient."""
+    importance_correction: Literal["none", "truncate", "mask"] = "truncate"
+    """For the gap between the rollout engine's and the trainer's log-probabilities."""
+    importance_limit: float = Field(default=2.0, gt=1)
+    min_group_std: float = Field(default=1e-3, gt=0)
+    """Groups whose rewards spread less than this teach nothing and are left out."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-4, warmup_steps=5)
+
+
+class CollapseConfig(Section):
+    min_auroc: float = Field(default=0.6, ge=0, le=1)
+    """Of the critic on fresh held-out samples."""
+    max_truncated: float = Field(default=0.5, gt=0, le=1)
+    max_kl: float = Field(default=5.0, gt=0)
+    """Nats per sequence token, policy against warm start, times 100 tokens."""
+    min_reward_std: float = Field(default=1e-3, ge=0)
+    max_accuracy_drop: float = Field(default=0.15, ge=0, le=1)
+    """Below the best agreement with expert answers seen so far on held-out questions."""
+    patience: int = Field(default=2, ge=1)
+    """Unhealthy checks in a row before the run acts."""
+    action: Literal["warn", "rollback"] = "rollback"
+    """``rollback`` publishes the last healthy pair and stops."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(default=20, ge=1)
+    """Rounds (airl, grpo) or steps (sft) between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+
+
+class JobBase(Section):
+    run_name: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=63)
+    """Folder under the state directory and name of the MLflow run."""
+    seed: int = 0
+    experiment: str = "irlops"
+    """MLflow experiment."""
+    data: DataConfig
+    model: ModelConfig
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    micro_batch_tokens: int = Field(default=8192, ge=64)
+    """Padded tokens in one forward pass of one process; lower it when memory is short."""
+
+
+class SftJob(JobBase):
+    kind: Literal["sft"]
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    """Demonstrations per optimizer step, over all processes."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between greedy-free checks on dev questions; 0 only at the end."""
+    optimizer: OptimizerConfig
+
+
+class ReinforcementJob(JobBase):
+    num_rounds: int = Field(ge=1)
+    prompts_per_round: int = Field(default=16, ge=1)
+    """Questions per round, over all processes."""
+    rollouts: RolloutConfig = RolloutConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluate_every: int = Field(default=20, ge=1)
+    """Rounds between checks on held-out questions."""
+    evaluate_prompts: int = Field(default=64, ge=8)
+    collapse: CollapseConfig = CollapseConfig()
+
+
+class AirlJob(ReinforcementJob):
+    kind: Literal["airl"]
+    critic: CriticConfig = CriticConfig()
+    reward: RewardConfig = RewardConfig()
+
+    @model_validator(mode="after")
+    def _shaping_needs_the_airl_form(self) -> AirlJob:
+        if self.reward.shaping and self.reward.form != "airl":
+            raise ValueError("reward.shaping needs reward.form: airl; the plain logit has no potential to shape.")
+        if self.critic.replay_fraction > 0 and self.critic.replay_capacity == 0:
+            raise ValueError("critic.replay_fraction > 0 needs critic.replay_capacity > 0 to draw from.")
+        return self
+
+
+class GrpoJob(ReinforcementJob):
+    kind: Literal["grpo"]
+
+
+class EvaluateJob(JobBase):
+    kind: Literal["evaluate"]
+    critic_from_run: bool = True
+    """False evaluates the policy alone (untrained and sft rows may use another run's critic: model.critic_from)."""
+    samples_per_problem: int = Field(default=16, ge=1, le=256)
+    rollouts: RolloutConfig = RolloutConfig()
+    num_corrupted: int = Field(default=256, ge=0)
+    """Expert solutions corrupted at a known token, for first-error localisation."""
+    bootstrap_resamples: int = Field(default=1000, ge=100)
+
+
+Job = SftJob | AirlJob | GrpoJob | EvaluateJob
+_JOB = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+
+def parse_job(document: Any, *, origin: str) -> Job:
+    """Validate a job document.
+
+    Raises:
+        ConfigError: names ``origin`` and each wrong key with the value seen.
+    """
+    try:
+        return _JOB.validate_python(document)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'] if part not in ('sft', 'airl', 'grpo', 'evaluate')) or 'the file'}: "
+            f"{problem['msg']}" + ("" if problem["type"] == "missing" else f" (seen: {problem['input']!r:.80})")
+            for problem in error.errors()
+        )
+        raise ConfigError(
+            f"{origin} is not a valid job file: {problems}. The keys are described in docs/jobs.md."
+        ) from error
+
+
+def load_job(path: Path) -> Job:
+    """Read one job file.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or has wrong keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"No job file at {path} ({error.strerror}). Mount the job's ConfigMap there, or set IRLOPS_JOB_FILE to where it is."
+        ) from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    return parse_job(document, origin=str(path))
+
+
+class JobEnvironment(BaseSettings):
+    """What a job reads from its environment: addresses, folders and secrets, never hyperparameters."""
+
+    model_config = SettingsConfigDict(env_prefix="IRLOPS_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    job_file: Path = Path("/etc/irlops/job.yaml")
+    state_dir: Path = Path("/var/lib/irlops")
+    data_dir: Path | None = None
+    """Folder with GSM8K's train.jsonl and test.jsonl."""
+    tracking_uri: str | None = Field(default=None, validation_alias="MLFLOW_TRACKING_URI")
+    tracking_token: SecretStr | None = Field(default=None, validation_alias="MLFLOW_TRACKING_TOKEN")
