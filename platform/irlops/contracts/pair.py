@@ -68,8 +68,8 @@ def parse_reference(text: str) -> PairReference:
     if "://" not in text and ("/" in text or text.startswith((".", "~"))):
         return PairReference(kind="folder", value=text)
     raise PairError(
-        f"{text!r} names no pair. Write champion, challenger, a policy version (7), run:RUN_ID, or a folder with policy/ "
-        "and critic/ in it (./out/run). `irlops pairs list` shows what is registered."
+        f"{text!r} names no pair. Write champion, challenger, a policy version (7), run:RUN_ID, or a folder with "
+        "policy/ and critic/ in it (./out/run). `irlops pairs list` shows what is registered."
     )
 
 
@@ -80,7 +80,7 @@ class PairHalf(_Record):
     version: int | None = None
     """Of the registered model; None for a folder that is not registered."""
     uri: str
-    """Where the weights lie and stay: a folder (``file://`` or a path), ``s3://``, ``pvc://claim/path``, ``hf://``, …"""
+    """Where the weights lie and stay: a folder (``file://`` or a path), ``s3://``, ``pvc://claim/path``, ``hf://``."""
     weights_digest: str | None = None
     """``sha256:`` of the safetensors files, config and tokenizer, in name order."""
     base_model: str | None = None
@@ -172,9 +172,7 @@ def parse_gate(text: str) -> Gate:
             raise ValueError(text)
         bound = float(match[3])
     except ValueError as error:
-        raise PairError(
-            f"{text!r} is not a gate. Write METRIC>=NUMBER or METRIC<=NUMBER: critic.auroc>=0.75."
-        ) from error
+        raise PairError(f"{text!r} is not a gate. Write it like critic.auroc>=0.75 or critic.ece<=0.1.") from error
     return Gate(metric=match[1], minimum=bound) if match[2] == ">=" else Gate(metric=match[1], maximum=bound)
 
 

