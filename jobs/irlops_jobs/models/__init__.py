@@ -1,0 +1,1 @@
+"""Policies and critics by preset name: built, loaded, saved and sized."""
