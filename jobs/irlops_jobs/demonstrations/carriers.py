@@ -20,7 +20,7 @@ class Demonstration:
     Made by a loader, consumed by the warm start, the critic's positives and the perturbations.
 
     Example:
-        ``Demonstration("Ava has 2 eggs, buys 3. Now?", "now: 2+3=<<2+3=5>>5 eggs\\n#### 5", "5", "arithmetic/train:0")``
+        ``Demonstration("Ava has 2, buys 3. Now?", "now: 2+3=<<2+3=5>>5 eggs\\n#### 5", "5", "arithmetic/train:0")``
     """
 
     question: str
