@@ -127,7 +127,7 @@ def _architecture(config: dict[str, Any], path: Path, role: Role) -> str:
     wanted = {"policy": "ForCausalLM", "critic": "ForTokenClassification"}[role]
     if not architecture.endswith(wanted):
         raise PairError(
-            f"{path} is no {role}: config.json names the architecture {architecture or '(none)'}, and a {role}'s ends in "
+            f"{path} is no {role}: its architecture is {architecture or '(none)'}, and a {role}'s ends in "
             f"{wanted}." + (" Were the two folders swapped?" if "For" in architecture else "")
         )
     return architecture
