@@ -8,7 +8,7 @@ ever sees halves of two pairs. The critic's alias only mirrors it, for people wh
     settle    until the critic's alias is what the policy's asks for
 
 A commit that fails is undone by settling, too. Two moves at once interleave, but each ends by settling on whatever
-the policy's alias then says, so the last one leaves both aliases on one pair (without a lock that a crash could leave behind).
+the policy's alias then says, so the last one leaves both aliases on one pair. A lock could be left behind by a crash.
 
 History lies in tags of the policy version: ``champion_since.<milliseconds>`` -> ``{"before": 3}``; a tag of its own for
 each promotion, so that concurrent writers never lose each other's.
@@ -38,7 +38,7 @@ _MAX_SETTLING_STEPS = 50
 
 @dataclass(frozen=True)
 class Promotion:
-    """One time that a policy version became champion. Example: v7 after v5 -> ``Promotion(7, 1_780_000_000_000, 5)``."""
+    """One time that a policy version became champion. Example: ``Promotion(7, 1_780_000_000_000, 5)``, v7 after v5."""
 
     version: int
     at_ms: int
@@ -152,7 +152,7 @@ def _undo(client: MlflowClient, alias: Alias, failure: Exception) -> None:
         settle_alias(client, alias)
     except Exception as error:
         raise UnavailableError(
-            f"Moving {alias} failed ({failure}), and its mirror on {CRITIC_MODEL} could not be set back ({error}). Pairs are "
-            "still resolved rightly, by the policy's alias. When the server is back: irlops pairs repair"
+            f"Moving {alias} failed ({failure}), and its mirror on {CRITIC_MODEL} could not be set back ({error}). "
+            "Pairs are still resolved rightly, by the policy's alias. When the server is back: irlops pairs repair"
         ) from failure
     _log.info("Moving %s failed; it stands where it stood before.", alias)

@@ -1,8 +1,8 @@
 """A pair as tags of two model versions, and back.
 
-Tags of both halves: pair_policy_version, pair_critic_version, data_digest, base_model, tokenizer_digest, weights_digest,
-git_commit, run_name, evaluation (JSON). The pair is complete once each half names the other; ``pair_critic_version`` on
-the policy is written last, so that single write is what makes a pair exist.
+Tags of both halves: pair_policy_version, pair_critic_version, data_digest, base_model, tokenizer_digest,
+weights_digest, git_commit, run_name, evaluation (JSON). The pair is complete once each half names the other;
+``pair_critic_version`` on the policy is written last, so that single write is what makes a pair exist.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def pair_from_versions(policy: ModelVersion, critic: ModelVersion | None, policy
         or _tag(critic, POLICY_VERSION_TAG) != str(policy.version)
     ):
         raise PairError(
-            f"{POLICY_MODEL} v{policy.version} has no critic beside it (it names v{_tag(policy, CRITIC_VERSION_TAG)}; that "
-            f"one names v{_tag(critic, POLICY_VERSION_TAG) if critic else None}): a registration was cut short, or a half "
-            "was deleted. Register the pair again; `irlops pairs list` shows the whole ones."
+            f"{POLICY_MODEL} v{policy.version} has no critic beside it (it names v{_tag(policy, CRITIC_VERSION_TAG)}, "
+            f"and that one names v{_tag(critic, POLICY_VERSION_TAG) if critic else None}): a registration was cut "
+            "short, or a half was deleted. Register the pair again; `irlops pairs list` shows the whole ones."
         )
     evaluation = _tag(policy, EVALUATION_TAG)
     return Pair(
