@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def digest_demonstrations(demonstrations: Iterable[Demonstration]) -> str:
-    """sha256, in hexadecimal, over one canonical JSON line per row.
+    """``sha256:`` and 64 hexadecimal digits over one canonical JSON line per row.
 
     Changing this format changes every recorded digest: a test pins it.
     """
@@ -25,10 +25,10 @@ def digest_demonstrations(demonstrations: Iterable[Demonstration]) -> str:
     for row in demonstrations:
         line = json.dumps([row.question, row.solution, row.answer], ensure_ascii=False, separators=(",", ":"))
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()
+    return f"sha256:{digest.hexdigest()}"
 
 
 def digest_of_digests(digests: Mapping[str, str]) -> str:
-    """sha256, in hexadecimal, over named digests; the order in which they were put in doesn't count."""
+    """``sha256:`` and 64 hexadecimal digits over named digests; the order in which they were put in doesn't count."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
