@@ -111,12 +111,14 @@ class Delivery:
         with self._changed:
             gather_until = time.monotonic() + self._flush_every_s
             while not self._closing and not (self._hurry and self._buffer):
-                left_s = gather_until - time.monotonic()
-                if self._buffer and (left_s <= 0 or len(self._buffer) >= _MAX_BATCH):
-                    break
-                self._changed.wait(max(left_s, 0) if self._buffer else None)
                 if not self._buffer:
+                    self._changed.wait()
                     gather_until = time.monotonic() + self._flush_every_s
+                    continue
+                left_s = gather_until - time.monotonic()
+                if left_s <= 0 or len(self._buffer) >= _MAX_BATCH:
+                    break
+                self._changed.wait(left_s)
             self._hurry = self._hurry and len(self._buffer) > _MAX_BATCH
             self._in_flight = [self._buffer.popleft() for _ in range(min(len(self._buffer), _MAX_BATCH))]
             return bool(self._in_flight)

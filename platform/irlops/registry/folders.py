@@ -66,6 +66,7 @@ def inspect_model_folder(path: Path, role: Role) -> ModelFolder:
     architecture = _architecture(config, path, role)
     weight_files = _weight_files(path, role)
     shapes = {name: shape for file in weight_files for name, shape in _tensor_shapes(file, role).items()}
+    tokenizer = _read_json(path / "tokenizer.json", role)
     if role == "critic":
         _require_one_label(config, shapes, path)
     return ModelFolder(
@@ -75,7 +76,7 @@ def inspect_model_folder(path: Path, role: Role) -> ModelFolder:
         num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         weights_digest=_digest_of_files([*weight_files, path / "config.json", path / "tokenizer.json"]),
         tokenizer_digest=tokenizer_digest(path),
-        num_tokens=_num_tokens(_read_json(path / "tokenizer.json", role)),
+        num_tokens=_num_tokens(tokenizer),
     )
 
 

@@ -106,7 +106,7 @@ class PairRegistry:
             lineage = lineage.model_copy(update={"run_id": run_id})
             uris = (policy_uri, critic_uri)
             halves = [
-                _half(folder, place_weights(self._client, run_id, folder, uri), lineage)
+                _half(folder, place_weights(self._client, self.tracking_uri, run_id, folder, uri), lineage)
                 for folder, uri in zip(folders, uris, strict=True)
             ]
             pair = self._create_versions(halves, folders[0].tokenizer_digest, lineage, summary)

@@ -31,7 +31,7 @@ URI_SCHEMES = frozenset({"s3", "gs", "pvc", "hf", "oci", "abfs", "abfss", "https
 _PROXIED = ("mlflow-artifacts", "http", "https")
 
 
-def place_weights(client: MlflowClient, run_id: str, folder: ModelFolder, uri: str | None) -> str:
+def place_weights(client: MlflowClient, tracking_uri: str, run_id: str, folder: ModelFolder, uri: str | None) -> str:
     """The lasting URI of a half: ``uri`` itself, or where a copy of ``folder`` was put under the run's artifacts.
 
     Args:
@@ -46,6 +46,7 @@ def place_weights(client: MlflowClient, run_id: str, folder: ModelFolder, uri: s
     artifact_root = client.get_run(run_id).info.artifact_uri or ""
     name = f"{folder.role}-{folder.weights_digest.removeprefix('sha256:')[:12]}"
     if (root := _as_local(artifact_root)) is not None:
+        _require_shared_disk(root, tracking_uri, folder.role)
         return str(_copy_once(folder, root, name))
     if urlsplit(artifact_root).scheme in _PROXIED and folder.num_bytes > PROXIED_LIMIT_BYTES:
         raise PairError(
@@ -114,19 +115,24 @@ def _checked_uri(uri: str, role: str) -> str:
     return uri.rstrip("/")
 
 
-def _copy_once(folder: ModelFolder, root: Path, name: str) -> Path:
-    """Copy the folder under ``root``, all of it or nothing; the same weights are copied once."""
-    if not root.parent.exists():
+def _require_shared_disk(root: Path, tracking_uri: str, role: str) -> None:
+    """A path that a server gives out means something only on its own disk: ``<artifact root>/<experiment>/<run>/…``."""
+    if urlsplit(tracking_uri).scheme in ("http", "https") and not root.parents[2].exists():
         raise PairError(
             f"The tracking server keeps artifacts in its own file system ({root}), which this machine does not share. "
-            f"Register the {folder.role} by the URI where it lies (--{folder.role}-uri), or start the server with "
-            "--serve-artifacts or an object store."
+            f"Register the {role} by the URI where it lies (--{role}-uri), or start the server with --serve-artifacts "
+            "or an object store."
         )
+
+
+def _copy_once(folder: ModelFolder, root: Path, name: str) -> Path:
+    """Copy the folder under ``root``, all of it or nothing; the same weights are copied once."""
     target = root / name
     if target.exists():
         return target
     partial = root / f".{name}-{uuid.uuid4().hex[:8]}"
     try:
+        root.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder.path, partial)
         partial.rename(target)
     except OSError as error:
