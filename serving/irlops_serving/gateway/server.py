@@ -1,0 +1,114 @@
+"""The process around the application: uvloop, one worker, TLS, and an end that drops no request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from irlops.errors import ConfigError
+from irlops_serving.gateway.app import Gateway
+from irlops_serving.gateway.cors import with_cors
+from irlops_serving.gateway.logs import configure_logs, logger
+from irlops_serving.gateway.settings import CONFIG_FILE_VARIABLE, GatewaySettings, load_settings
+
+# Longer than the load balancers' usual 60 s: they, not we, close idle connections first.
+KEEP_ALIVE_S = 75
+MAX_HEADER_BYTES = 32_768
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal: not ready any more, wait for load balancers, stop accepting, finish what runs."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends at once."""
+        if self._gateway.draining:
+            super().handle_exit(sig, frame)
+            return
+        self._gateway.draining = True
+        logger.info("draining", signal=signal.Signals(sig).name)
+        delay_s = self._gateway.settings.timeouts.drain_delay_s
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, delay_s, super().handle_exit, sig, frame)
+
+
+def serve(config_file: Path | None, overrides: dict[str, Any]) -> int:
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: settings that are wrong, or a port that is taken.
+    """
+    named = os.environ.get(CONFIG_FILE_VARIABLE)
+    path = config_file or (Path(named) if named else None)
+    settings = load_settings(path, **overrides)
+    configure_logs(settings.log_level)
+    gateway = Gateway(settings, path)
+    listening = listen(settings.host, settings.port)
+    server = DrainingServer(server_config(gateway, settings), gateway)
+    host, port = listening.getsockname()[:2]
+    scheme = "https" if settings.tls_cert_file else "http"
+    logger.info(
+        "listening", url=f"{scheme}://{host}:{port}", **gateway.settings.pair.model_dump(include={"policy_version"})
+    )
+    uvloop.run(_serve(server, listening))
+    return 0 if server.started else 1
+
+
+async def _serve(server: DrainingServer, listening: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    if hasattr(signal, "SIGHUP"):
+        # The signal an operator sends to have files read again; the watcher sees the same within a second anyway.
+        loop.add_signal_handler(signal.SIGHUP, server._gateway.reload_now)
+    await server.serve(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        ConfigError: the port is taken, or the address isn't ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"Can't listen on {host}:{port}: {error.strerror}. Choose another --port (0 picks a free one)."
+        ) from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def server_config(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config:
+    """What uvicorn is told."""
+    return uvicorn.Config(
+        with_cors(gateway, settings.cors_allow_origins),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.timeouts.drain_s)),
+        backlog=4096,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+    )

@@ -1,0 +1,77 @@
+"""OpenTelemetry traces across gateway, policy and critic; without an endpoint, the caller's trace is only passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanProcessor
+
+_passed_on: ContextVar[dict[str, str] | None] = ContextVar("irlops_trace_headers", default=None)
+
+
+class Tracer:
+    """Spans when tracing is on; otherwise as good as nothing."""
+
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("irlops.gateway") if provider else None
+
+    def enter_request(self, headers: Mapping[str, str] | None) -> None:
+        """Take over the trace of the incoming request (``traceparent``, ``tracestate``)."""
+        _passed_on.set(dict(headers) if headers else None)
+
+    @contextmanager
+    def span(self, name: str, attributes: dict[str, Any] | None = None) -> Iterator[dict[str, str] | None]:
+        """A span around a piece of work; yields the headers that carry the trace to the server called in it."""
+        if self._tracer is None:
+            yield _passed_on.get()
+            return
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        propagator = TraceContextTextMapPropagator()
+        parent = None
+        if not trace.get_current_span().get_span_context().is_valid:
+            parent = propagator.extract(_passed_on.get() or {})
+        kind = trace.SpanKind.SERVER if name.startswith("gateway.") else trace.SpanKind.CLIENT
+        with self._tracer.start_as_current_span(name, context=parent, kind=kind, attributes=attributes):
+            carrier = dict(_passed_on.get() or {})
+            propagator.inject(carrier)
+            yield carrier
+
+    def annotate(self, attributes: dict[str, Any]) -> None:
+        """Add attributes to the current span."""
+        if self._tracer is not None:
+            from opentelemetry import trace
+
+            trace.get_current_span().set_attributes(attributes)
+
+    def close(self) -> None:
+        """Send what is left."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def make_tracer(otlp_endpoint: str | None) -> Tracer:
+    """A tracer that sends to ``{otlp_endpoint}/v1/traces``, or one that does nothing."""
+    if otlp_endpoint is None:
+        return Tracer()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    return traced_with(BatchSpanProcessor(OTLPSpanExporter(f"{otlp_endpoint.rstrip('/')}/v1/traces")))
+
+
+def traced_with(processor: SpanProcessor) -> Tracer:
+    """A tracer whose spans go to ``processor``."""
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+    provider = TracerProvider(resource=Resource.create({"service.name": "irlops-gateway"}))
+    provider.add_span_processor(processor)
+    return Tracer(provider)
