@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from irlops.errors import DataError
 
-NUMBER = re.compile(r"(?<![\d.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+")
+NUMBER = re.compile(r"(?<![0-9.])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+")
 ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 OPERATOR_OF_SIGN = {
     "+": "+",
@@ -22,7 +22,7 @@ OPERATOR_OF_SIGN = {
 }
 LONGEST_NUMBER = 15
 LONGEST_EXPRESSION = 200
-_TOKEN = re.compile(r"\s*(?:(\d+\.?\d*|\.\d+)|([-+*/()]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]+\.?[0-9]*|\.[0-9]+)|([-+*/()]))")
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "negate": 3}
 
 
@@ -57,7 +57,7 @@ def parse_number(written: str) -> Fraction:
         DataError: it is not a plain decimal number of at most 15 characters.
     """
     plain = written.replace(",", "")
-    if len(plain) > LONGEST_NUMBER or not re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", plain):
+    if len(plain) > LONGEST_NUMBER or not re.fullmatch(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", plain):
         raise DataError(f"{written[:40]!r} is not a number. Write it with digits, one point and thousands commas only.")
     return Fraction(Decimal(plain))
 
@@ -68,8 +68,8 @@ def write_number(value: Fraction, like: str) -> str | None:
     An integer style takes integers only, so that a changed number never stands out by its form.
 
     Example:
-        >>> write_number(Fraction(1300), "1,250"), write_number(Fraction(5, 4), "7"), write_number(Fraction(5, 4), "1.50")
-        ('1,300', None, '1.25')
+        >>> write_number(Fraction(1300), "1,250"), write_number(Fraction(5, 4), "7"), write_number(Fraction(1, 2), ".2")
+        ('1,300', None, '.5')
     """
     decimals = len(like.partition(".")[2])
     scaled = value * 10**decimals
