@@ -48,7 +48,7 @@ def test_a_running_server_is_found_without_a_setting(server: MlflowServer, monke
 def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use"):
+        with pytest.raises(ConfigError, match=f"Port {port} for the MLflow server can.t be taken"):
             start_mlflow_server(tmp_path, port=port)
 
 

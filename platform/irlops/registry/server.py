@@ -20,8 +20,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -31,9 +29,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from irlops.errors import ConfigError, MissingDependencyError, StorageError, UnavailableError
+from irlops.errors import MissingDependencyError, StorageError, UnavailableError
+from irlops.local.processes import LOOPBACK, SupervisedProcess, claim_port, start_supervised
 
-HOST = "127.0.0.1"
 _POLL_S = 0.1
 _LOG_LINES = 3
 
@@ -56,14 +54,14 @@ class MlflowServer:
     that another process started is left alone.
     """
 
-    def __init__(self, state_dir: Path, record: ServerRecord, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, state_dir: Path, record: ServerRecord, process: SupervisedProcess | None) -> None:
         self.state_dir = state_dir
         self.record = record
         self._process = process
 
     @property
     def uri(self) -> str:
-        return f"http://{HOST}:{self.record.port}"
+        return f"http://{LOOPBACK}:{self.record.port}"
 
     @property
     def is_ours(self) -> bool:
@@ -98,21 +96,15 @@ class MlflowServer:
         """End it with all its processes. Does nothing to a server that another process started."""
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self._process.kill()  # the server itself then gets SIGTERM from the kernel
-                self._process.wait()
+        self._process.stop(timeout_s)
         self._process = None
         self._forget()
 
     def release(self) -> None:
         """Let it outlive this process; ``stop_mlflow_server(state_dir)`` ends it later."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGUSR1)
-            self._process.returncode = 0  # ours no longer: keeps the interpreter from warning about a child left behind
+            self._process.guard_process.send_signal(signal.SIGUSR1)
+            self._process.guard_process.returncode = 0  # ours no longer: no warning about a child left behind
             self._process = None
 
     def __enter__(self) -> MlflowServer:
@@ -124,7 +116,7 @@ class MlflowServer:
         self.stop()
 
     def _is_alive(self) -> bool:
-        return self._process.poll() is None if self._process is not None else _is_running(self.record)
+        return self._process.is_running if self._process is not None else _is_running(self.record)
 
     def _forget(self) -> None:
         if _read_record(self.state_dir) == self.record:
@@ -198,18 +190,16 @@ def is_healthy(uri: str, timeout_s: float = 2.0) -> bool:
 
 def _spawn(state_dir: Path, port: int | None) -> MlflowServer:
     _require_full_mlflow()
-    chosen = _claim_port(port)
-    with _log_file(state_dir).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "irlops.registry.guard", str(os.getpid()), *_command(state_dir, chosen)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_server_environment(),
-            cwd=state_dir,
-            start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the server in order
-        )
-    record = ServerRecord(pid=process.pid, created_s=_created_s(process.pid) or 0.0, port=chosen)
+    chosen = claim_port(port, what="the MLflow server")
+    process = start_supervised(
+        "the MLflow server",
+        _command(state_dir, chosen),
+        log_file=_log_file(state_dir),
+        environment=_server_environment(),
+        working_dir=state_dir,
+    )
+    pid = process.guard_process.pid
+    record = ServerRecord(pid=pid, created_s=_created_s(pid) or 0.0, port=chosen)
     temporary = _record_file(state_dir).with_suffix(".tmp")
     temporary.write_text(json.dumps(asdict(record)))
     temporary.replace(_record_file(state_dir))
@@ -221,8 +211,8 @@ def _command(state_dir: Path, port: int) -> list[str]:
         *(sys.executable, "-m", "mlflow", "server"),
         *("--backend-store-uri", f"sqlite:///{state_dir / 'mlflow.db'}"),
         *("--no-serve-artifacts", "--default-artifact-root", str(state_dir / "artifacts")),
-        *("--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--allowed-hosts", f"localhost:{port},{HOST}:{port}"),
+        *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+        *("--allowed-hosts", f"localhost:{port},{LOOPBACK}:{port}"),
         *("--uvicorn-opts", "--log-level warning --timeout-graceful-shutdown 3"),
     ]
 
@@ -230,27 +220,12 @@ def _command(state_dir: Path, port: int) -> list[str]:
 def _server_environment() -> dict[str, str]:
     """Ours, less what would turn the server into a client of another one."""
     environment = {name: value for name, value in os.environ.items() if not re.match(r"_?MLFLOW_", name)}
-    root = str(Path(__file__).parents[2])
     return environment | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONWARNINGS": "ignore",
     }
-
-
-def _claim_port(port: int | None) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port or 0))
-        except OSError as error:
-            raise ConfigError(
-                f"Port {port} on {HOST} is in use ({error.strerror}). Stop what listens there, or choose another port "
-                "(without one a free port is taken)."
-            ) from error
-        return probe.getsockname()[1]
 
 
 def _require_full_mlflow() -> None:
