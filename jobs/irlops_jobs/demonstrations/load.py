@@ -1,55 +1,59 @@
-"""The ``data`` section of a job file to the demonstrations it names."""
+"""The demonstrations a job file asks for."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from irlops.contracts.jobs import DataConfig
-from irlops_jobs.demonstrations.arithmetic import Split, load_arithmetic
+from irlops.contracts.jobs import DataConfig, JobEnvironment
+from irlops_jobs.demonstrations.arithmetic import load_arithmetic
 from irlops_jobs.demonstrations.carriers import Demonstration, DemonstrationSet
-from irlops_jobs.demonstrations.expressions import strip_annotations
+from irlops_jobs.demonstrations.expressions import ANNOTATION
 from irlops_jobs.demonstrations.gsm8k import Gsm8kSettings, load_gsm8k
 
-ARITHMETIC_NUM_TRAIN = 20_000
-ARITHMETIC_NUM_TEST = 1_000
+ARITHMETIC_TRAIN, ARITHMETIC_TEST = 20_000, 1_000
 
 
-def load_demonstrations(data: DataConfig, data_dir: Path | None = None) -> DemonstrationSet:
-    """The three splits of a job's data; the same section gives the same rows and digests on every rank.
-
-    Args:
-        data: The section of the job file.
-        data_dir: IRLOPS_DATA_DIR, where GSM8K's files lie when ``data.source`` names no folder; None reads the hub.
+def load_demonstrations(config: DataConfig, environment: JobEnvironment) -> DemonstrationSet:
+    """All three splits, cut to the sizes asked for; the same settings give the same rows and digests.
 
     Raises:
-        DataError, MissingDependencyError, UnavailableError: see ``load_gsm8k``.
+        DataError: rows are malformed, or fewer than asked for.
     """
-    if data.name == "arithmetic":
-        return _load_arithmetic(data)
+    if config.name == "arithmetic":
+        return _arithmetic(config)
+    folder = Path(config.source) if config.source else environment.data_dir
+    if folder is not None and not folder.is_absolute():
+        folder = environment.state_dir / folder
     return load_gsm8k(
         Gsm8kSettings(
-            folder=Path(data.source) if data.source else data_dir,
-            keep_annotations=data.calculator_annotations == "keep",
-            num_train=data.num_train,
-            num_dev=data.num_dev,
-            num_test=data.num_test,
-            on_malformed=data.on_malformed,
-            seed=data.seed,
+            folder=folder,
+            keep_annotations=config.calculator_annotations == "keep",
+            num_train=config.num_train,
+            num_dev=config.num_dev,
+            num_test=config.num_test,
+            on_malformed=config.on_malformed,
+            seed=config.seed,
         )
     )
 
 
-def _load_arithmetic(data: DataConfig) -> DemonstrationSet:
-    def rows(split: Split, num: int) -> list[Demonstration]:
-        made = load_arithmetic(split, num, seed=data.seed, min_steps=data.min_steps, max_steps=data.max_steps)
-        if data.calculator_annotations == "keep":
-            return made
-        return [replace(row, solution=strip_annotations(row.solution)) for row in made]
+def _arithmetic(config: DataConfig) -> DemonstrationSet:
+    sizes = {
+        "train": config.num_train or ARITHMETIC_TRAIN,
+        "dev": config.num_dev,
+        "test": config.num_test or ARITHMETIC_TEST,
+    }
 
-    return DemonstrationSet.of(
-        "arithmetic",
-        train=rows("train", data.num_train or ARITHMETIC_NUM_TRAIN),
-        dev=rows("dev", data.num_dev),
-        test=rows("test", data.num_test or ARITHMETIC_NUM_TEST),
-    )
+    def rows(split: str) -> list[Demonstration]:
+        loaded = load_arithmetic(
+            split,  # pyright: ignore[reportArgumentType] - one of the three keys above
+            sizes[split],
+            seed=config.seed,
+            min_steps=config.min_steps,
+            max_steps=config.max_steps,
+        )
+        if config.calculator_annotations == "keep":
+            return loaded
+        return [Demonstration(row.question, ANNOTATION.sub("", row.solution), row.answer, row.source) for row in loaded]
+
+    return DemonstrationSet.of("arithmetic", train=rows("train"), dev=rows("dev"), test=rows("test"))

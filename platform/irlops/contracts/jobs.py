@@ -72,6 +72,8 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
+    name: Literal["adamw", "muon"] = "adamw"
+    """``muon`` for hidden matrices (adamw for the rest): reaches a small model's goal in a fraction of the steps."""
     learning_rate: float = Field(gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up; linear and cosine decay to a tenth."""
@@ -100,6 +102,8 @@ class CriticConfig(Section):
     """``pairwise`` compares expert and other traces of one question (Bradley-Terry on trace means)."""
     relabel_by_answer: bool = True
     """A policy sample that reaches the expert's answer counts as positive."""
+    perturb: Literal["experts", "positives"] = "positives"
+    """Corrupt the expert's solutions only, or the relabelled samples as well."""
     perturbations_per_positive: int = Field(default=1, ge=0, le=8)
     """Corrupted copies of each positive, always trained with the positive's own question."""
     perturbed_target: Literal["whole", "from_error"] = "from_error"
@@ -157,8 +161,8 @@ class CollapseConfig(Section):
     min_auroc: float = Field(default=0.6, ge=0, le=1)
     """Of the critic on fresh held-out samples."""
     max_truncated: float = Field(default=0.5, gt=0, le=1)
-    max_kl: float = Field(default=5.0, gt=0)
-    """Nats per sequence token, policy against warm start, times 100 tokens."""
+    max_kl: float = Field(default=1.0, gt=0)
+    """Nats per token, policy against warm start."""
     min_reward_std: float = Field(default=1e-3, ge=0)
     max_accuracy_drop: float = Field(default=0.15, ge=0, le=1)
     """Below the best agreement with expert answers seen so far on held-out questions."""
@@ -183,6 +187,10 @@ class JobBase(Section):
     data: DataConfig
     model: ModelConfig
     checkpoints: CheckpointConfig = CheckpointConfig()
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """``fsdp`` shards weights, gradients and optimizer state over processes, for models that don't fit in one."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Precision of forward and backward passes; weights and optimizer state keep ``model.dtype``."""
     micro_batch_tokens: int = Field(default=8192, ge=64)
     """Padded tokens in one forward pass of one process; lower it when memory is short."""
 
@@ -199,6 +207,7 @@ class SftJob(JobBase):
 
 class ReinforcementJob(JobBase):
     num_rounds: int = Field(ge=1)
+    """All rounds, the critic's warm-up included."""
     prompts_per_round: int = Field(default=16, ge=1)
     """Questions per round, over all processes."""
     rollouts: RolloutConfig = RolloutConfig()

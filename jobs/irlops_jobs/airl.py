@@ -1,0 +1,115 @@
+"""Adversarial inverse reinforcement learning: policy and critic in turn, from demonstrations alone.
+
+A round: sample solutions from the policy, update the critic to tell expert tokens from the policy's and from corrupted
+ones, score the same samples with the updated critic, update the policy. In the first rounds only the critic learns.
+Method: Fanconi et al., arXiv 2510.01857; docs/method.md says what is taken over and what is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from irlops.contracts.jobs import AirlJob, JobEnvironment
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.launch import run_worker
+from irlops_jobs.models.build import build_critic, export_critic, export_policy
+from irlops_jobs.models.scorers import CriticScorer
+from irlops_jobs.reinforcement import Loop, PolicySide, set_up_policy
+from irlops_jobs.rewards.advantages import clip_rewards
+from irlops_jobs.rollouts.held_out import aggregate_all
+from irlops_jobs.rollouts.rounds import SampledQuestion
+from irlops_jobs.session import open_session
+from irlops_jobs.updates.critic_learner import CriticLearner
+from irlops_jobs.updates.policy_learner import PolicyLearner
+
+
+def airl(job: AirlJob, environment: JobEnvironment) -> None:
+    """Run the job to its end, to the next checkpoint after SIGTERM, or back to the last healthy pair."""
+    with open_session(job, environment) as session:
+        side = set_up_policy(session, job)
+        critic = Trainer(
+            CriticScorer(
+                build_critic(job, environment, policy=side.trainer.scorer.model),  # pyright: ignore[reportArgumentType]
+                autocast=job.autocast,
+                shaping=job.reward.shaping,
+            ),
+            job.critic.optimizer,
+            session.runtime,
+            num_steps=job.num_rounds * job.critic.updates_per_round,
+            sharding=job.sharding,
+        )
+        rounds = AirlRounds(side, critic, job)
+        Loop(
+            side=side,
+            trainers={"policy": side.trainer, "critic": critic},
+            do_round=rounds.do_round,
+            check=lambda done: side.held_out.check(done, critic, job.reward),
+            progress=rounds.state,
+            restore=rounds.restore,
+        ).run()
+        export_policy(session, side.trainer, side.tokenizer)
+        export_critic(session, critic, side.tokenizer)
+
+
+class AirlRounds:
+    """The round of the algorithm; everything it draws depends on the seed and the round alone."""
+
+    def __init__(self, side: PolicySide, critic: Trainer, job: AirlJob) -> None:
+        self._side, self._job = side, job
+        self._critic = CriticLearner(critic, side.trainer, job, side.tokenizer)
+        self._policy = PolicyLearner(side.trainer, job, job.reward, side.reference)
+
+    def do_round(self, index: int) -> dict[str, float]:
+        """One round; returns its metrics."""
+        rollouts = self._side.sample(index)
+        labelled = self._critic.label(rollouts, index, self._side.session.runtime.rank)
+        metrics = self._critic.update(labelled, index)
+        rewards = self._critic.score(rollouts)
+        metrics |= rollout_metrics(self._side, rollouts) | self._reward_of_sides(rollouts, rewards)
+        if index >= self._job.critic.warmup_rounds:
+            metrics |= self._policy.update(rollouts, rewards)
+            self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
+        return metrics
+
+    def _reward_of_sides(
+        self, rollouts: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]
+    ) -> dict[str, float]:
+        flat = [clip_rewards(row, self._job.reward.clip) for rows in rewards for row in rows]
+        agrees = [flag for question in rollouts for flag in question.agrees]
+        values = aggregate_all(flat, self._job.reward).tolist()
+        right = [value for value, flag in zip(values, agrees, strict=True) if flag]
+        wrong = [value for value, flag in zip(values, agrees, strict=True) if not flag]
+        sums = self._side.session.runtime.total(sum(right), len(right), sum(wrong), len(wrong))
+        metrics = {}
+        if sums[1]:
+            metrics["reward/right"] = sums[0] / sums[1]
+        if sums[3]:
+            metrics["reward/wrong"] = sums[2] / sums[3]
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        return {"critic": self._critic.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._critic.restore(state["critic"])
+
+
+def rollout_metrics(side: PolicySide, rollouts: Sequence[SampledQuestion]) -> dict[str, float]:
+    """Agreement with expert answers, length and truncation of a round's samples, over all processes."""
+    samples = [sample for question in rollouts for sample in question.samples]
+    agrees = [flag for question in rollouts for flag in question.agrees]
+    local = {
+        "rollout/accuracy": fmean(agrees),
+        "rollout/num_tokens": fmean(len(sample.token_ids) for sample in samples),
+        "rollout/truncated": fmean(sample.truncated for sample in samples),
+    }
+    count, *totals = side.session.runtime.total(len(samples), *(value * len(samples) for value in local.values()))
+    return {name: total / count for name, total in zip(local, totals, strict=True)} | {"rollout/num_samples": count}
+
+
+if __name__ == "__main__":
+    run_worker(airl)

@@ -1,0 +1,106 @@
+"""One optimizer step over micro-batches and processes, equal to one step on the whole batch by one process.
+
+Losses arrive as sums whose weights already hold the global denominators, so adding them up over micro-batches and
+processes is all there is to do. DDP averages gradients, hence the factor ``world_size``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from irlops.contracts.jobs import OptimizerConfig
+from irlops_jobs.distributed.optimizers import build_optimizers, learning_rate_factor
+from irlops_jobs.distributed.runtime import Runtime
+
+Batch = TypeVar("Batch")
+
+
+class Trainer:
+    """A scorer (a module that turns a batch into numbers), its optimizers and its place in the process group.
+
+    Args:
+        scorer: the module whose forward pass is wrapped; its ``model`` attribute holds the weights to export.
+        sharding: ``ddp`` copies the weights to every process, ``fsdp`` shards them (FSDP2, for models that don't fit).
+        num_steps: optimizer steps of the whole run, for the schedule.
+    """
+
+    def __init__(
+        self, scorer: nn.Module, config: OptimizerConfig, runtime: Runtime, *, num_steps: int, sharding: str = "ddp"
+    ) -> None:
+        self.scorer = scorer.to(runtime.device)
+        self.runtime = runtime
+        self._config = config
+        self._num_steps = num_steps
+        self._wrapped = _wrap(self.scorer, runtime, sharding)
+        self.optimizers = build_optimizers(self.scorer, config)
+        self.num_steps_done = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """A pass without gradients through the wrapped module."""
+        with torch.no_grad():
+            return self._wrapped(*args, **kwargs)
+
+    def step(self, batches: Sequence[Batch], loss_of: Callable[[nn.Module, Batch], Tensor]) -> dict[str, float]:
+        """Add up ``loss_of(module, batch)`` over this process's batches and all processes, then take one step.
+
+        Every process must bring the same number of batches (``plan`` in ``microbatches`` sees to it).
+
+        Returns:
+            ``loss`` (the global sum), ``grad_norm`` (before clipping) and ``skipped`` (1.0 when the gradient was not
+            finite: the step is left out on every process alike and the weights stay as they were).
+        """
+        self._set_learning_rate()
+        loss_sum = 0.0
+        for index, batch in enumerate(batches):
+            with self._sync_only_at(last=index == len(batches) - 1):
+                loss = loss_of(self._wrapped, batch)
+                (loss * self.runtime.world_size).backward()
+            loss_sum += float(loss.detach())
+        parameters = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
+        norm = float(_full(nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)))
+        finite = math.isfinite(norm)
+        for optimizer in self.optimizers:
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.num_steps_done += 1
+        (loss_total,) = self.runtime.total(loss_sum)
+        return {"loss": loss_total, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+
+    def _set_learning_rate(self) -> None:
+        factor = learning_rate_factor(self.num_steps_done, self._config, self._num_steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._config.learning_rate * factor
+
+    def _sync_only_at(self, *, last: bool) -> Any:
+        if isinstance(self._wrapped, FSDPModule):
+            self._wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
+        if isinstance(self._wrapped, DistributedDataParallel) and not last:
+            return self._wrapped.no_sync()
+        return nullcontext()
+
+
+def _full(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportCallIssue] - a DTensor under FSDP
+
+
+def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
+    if runtime.world_size == 1:
+        return scorer
+    if sharding == "fsdp":
+        for module in scorer.modules():
+            if type(module).__name__.endswith("DecoderLayer"):
+                fully_shard(module)
+        return fully_shard(scorer)
+    device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
+    return DistributedDataParallel(scorer, device_ids=device_ids, broadcast_buffers=False)

@@ -1,0 +1,75 @@
+"""The modules that training wraps: batches of traces in, one number per solution token out."""
+
+# Dimension key: S solutions, T solution tokens (right-padded), H hidden.
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from irlops_jobs.models.shared_prefix import TraceBatch, chosen_logprobs, hidden_states
+
+
+class PolicyScorer(nn.Module):
+    """Log-probabilities of solution tokens under a causal language model."""
+
+    def __init__(self, model: nn.Module, *, autocast: str = "none") -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+
+    def forward(self, batch: TraceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies.
+
+        Returns:
+            (S, T) float32 nats, <= 0, with gradients; (S, T) float32 nats, >= 0, without. Both are 0 where masked.
+        """
+        with _precision(self._autocast, batch.solution_ids_ST.device):
+            before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
+        mask_ST = batch.solution_mask_ST
+        head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        hidden_NH = before_STH[mask_ST].to(head.weight.dtype)  # pyright: ignore[reportArgumentType]
+        chosen_N, entropy_N = chosen_logprobs(hidden_NH, batch.solution_ids_ST[mask_ST], head, head.weight.shape[0])
+        return _scatter(chosen_N, mask_ST), _scatter(entropy_N, mask_ST)
+
+
+class CriticScorer(nn.Module):
+    """Rewards of solution tokens: the raw logit of a token classifier, high where the text reads like an expert's."""
+
+    def __init__(self, model: nn.Module, *, autocast: str = "none", shaping: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+        self.potential = nn.Linear(model.config.hidden_size, 1, bias=False) if shaping else None  # pyright: ignore
+
+    def forward(self, batch: TraceBatch) -> tuple[Tensor, Tensor]:
+        """Rewards and what shaping adds to them.
+
+        Returns:
+            reward_ST: (S, T) float32, log-odds of "expert"; carries gradients, 0 where masked.
+            shaping_ST: (S, T) float32, h(next) - h(now) with h 0 after the end; all 0 without a potential.
+        """
+        with _precision(self._autocast, batch.solution_ids_ST.device):
+            before_STH, at_STH = hidden_states(_backbone(self.model), batch)
+        mask_ST = batch.solution_mask_ST
+        head = self.model.score  # pyright: ignore[reportAttributeAccessIssue]
+        reward_N = head(at_STH[mask_ST].to(head.weight.dtype)).squeeze(-1).float()  # pyright: ignore
+        reward_ST = _scatter(reward_N, mask_ST)
+        if self.potential is None:
+            return reward_ST, torch.zeros_like(reward_ST)
+        now_ST = self.potential(before_STH.float()).squeeze(-1)
+        is_last_ST = mask_ST & ~nn.functional.pad(mask_ST[:, 1:], (0, 1))
+        next_ST = self.potential(at_STH.float()).squeeze(-1).masked_fill(is_last_ST, 0.0)
+        return reward_ST, torch.where(mask_ST, next_ST - now_ST, 0.0)
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue] - peft's wrapper
+    return getattr(inner, inner.base_model_prefix)  # pyright: ignore[reportArgumentType]
+
+
+def _precision(autocast: str, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast == "bfloat16")
+
+
+def _scatter(values_N: Tensor, mask_ST: Tensor) -> Tensor:
+    return torch.zeros(mask_ST.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_ST, values_N)

@@ -1,0 +1,1 @@
+"""On-policy samples, from transformers or from vLLM, behind one small interface."""

@@ -1,0 +1,25 @@
+"""The rollout engine a job file names."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from irlops.contracts.jobs import RolloutConfig
+from irlops_jobs.rollouts.carriers import RolloutEngine
+from irlops_jobs.rollouts.transformers_engine import TransformersEngine
+
+
+def build_engine(
+    config: RolloutConfig, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> RolloutEngine:
+    """An engine that samples from ``policy`` as it is now.
+
+    Raises:
+        MissingDependencyError: vLLM is asked for and not installed.
+    """
+    if config.engine == "vllm":
+        from irlops_jobs.rollouts.vllm_engine import VllmEngine  # loads vllm, which takes seconds
+
+        return VllmEngine(policy, tokenizer, config, max_length=max_length)
+    return TransformersEngine(policy, config, eos_token_id=tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]

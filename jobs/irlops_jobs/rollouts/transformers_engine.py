@@ -1,0 +1,189 @@
+"""Rollouts with transformers: each prompt is prefilled once and its N samples decode together.
+
+Rows leave the batch as they end, keys and values are written into buffers allocated once, and every row draws from
+its own generator, so results do not depend on batching or on the number of processes.
+"""
+
+# Dimension key: Q prompts, P prompt tokens, N sequences being decoded, V vocabulary, H hidden.
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from irlops.contracts.jobs import RolloutConfig
+from irlops_jobs.models.shared_prefix import TraceBatch, encode_prompts
+from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, uniform_draws
+
+COMPACT_BELOW = 0.7
+"""Finished rows are dropped from the batch once fewer than this part of it is still decoding."""
+
+
+class _BufferedLayer(DynamicLayer):
+    """A cache layer that writes into a buffer of known size instead of growing by concatenation at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        super().__init__()
+        self.length = keys.shape[-2]
+        self._keys, self._values = (_with_capacity(tensor, capacity) for tensor in (keys, values))
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = self._keys[..., : self.length, :], self._values[..., : self.length, :]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        self._keys[..., self.length : end, :] = key_states
+        self._values[..., self.length : end, :] = value_states
+        self.length = end
+        self._show()
+        return self.keys, self.values  # pyright: ignore[reportReturnType] - set by _show
+
+    def keep(self, rows: Tensor) -> None:
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        self._show()
+
+
+def _with_capacity(tensor: Tensor, capacity: int) -> Tensor:
+    buffer = tensor.new_empty((*tensor.shape[:-2], capacity, tensor.shape[-1]))
+    buffer[..., : tensor.shape[-2], :] = tensor
+    return buffer
+
+
+@dataclass
+class _Decoding:
+    """Rows still being written; ``origin`` says which (prompt, sample) each row is."""
+
+    origin: Tensor
+    mask: Tensor
+    position: Tensor
+    uniform: Tensor
+    hidden: Tensor
+    tokens: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+
+
+class TransformersEngine:
+    """Samples from a causal language model in this process.
+
+    Args:
+        policy: shared with the trainer, so ``load_weights`` has nothing to copy.
+        config: sampling settings.
+        eos_token_id: ends a solution.
+    """
+
+    def __init__(self, policy: nn.Module, config: RolloutConfig, *, eos_token_id: int) -> None:
+        self._policy = policy
+        self._config = config
+        self._eos = eos_token_id
+
+    def load_weights(self, policy: nn.Module) -> None:
+        self._policy = policy
+
+    def close(self) -> None:
+        """Nothing to give back: the model belongs to the trainer."""
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], *, num_samples: int, seeds: Sequence[int]) -> list[list[Sample]]:
+        was_training = self._policy.training
+        self._policy.eval()
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        per_batch = max(1, self._config.batch_size // num_samples)
+        results: list[list[Sample]] = [[] for _ in prompts]
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            samples = self._decode([prompts[i] for i in chosen], num_samples, [seeds[i] for i in chosen])
+            for row, index in enumerate(chosen):
+                results[index] = samples[row * num_samples : (row + 1) * num_samples]
+        self._policy.train(was_training)
+        return results
+
+    def _prefill(self, prompts: list[Sequence[int]], num_samples: int, seeds: list[int]) -> tuple[_Decoding, Cache]:
+        device = next(self._policy.parameters()).device
+        batch = TraceBatch.of(prompts, [[0]], [0]).to(device)
+        hidden_QPH, cache = encode_prompts(self._backbone, batch.prompt_ids_QP, batch.prompt_mask_QP)
+        length_Q = batch.prompt_mask_QP.sum(1)
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
+        capacity = batch.prompt_ids_QP.shape[1] + self._config.max_new_tokens
+        layers = [_BufferedLayer(layer.keys[rows], layer.values[rows], capacity) for layer in cache.layers]  # pyright: ignore[reportOptionalSubscript]
+        sample_seeds = [derive_seed(seed, index) for seed in seeds for index in range(num_samples)]
+        state = _Decoding(
+            origin=torch.arange(len(rows), device=device),
+            mask=batch.prompt_mask_QP[rows].long(),
+            position=length_Q[rows],
+            uniform=uniform_draws(sample_seeds, self._config.max_new_tokens).to(device),
+            hidden=hidden_QPH[torch.arange(len(prompts), device=device), length_Q - 1][rows],
+            tokens=[[] for _ in range(len(rows))],
+            logprobs=[[] for _ in range(len(rows))],
+        )
+        return state, Cache(layers=layers)
+
+    def _decode(self, prompts: list[Sequence[int]], num_samples: int, seeds: list[int]) -> list[Sample]:
+        state, cache = self._prefill(prompts, num_samples, seeds)
+        alive = torch.ones(len(state.origin), dtype=torch.bool, device=state.origin.device)
+        for step in range(self._config.max_new_tokens):
+            token, logprob = choose_tokens(
+                self._policy.lm_head(state.hidden).float(),  # pyright: ignore[reportCallIssue] - a causal LM has one
+                state.uniform[:, step],
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+            )
+            _record(state, token, logprob, alive)
+            alive = alive & (token != self._eos)
+            if not alive.any():
+                break
+            if alive.float().mean() < COMPACT_BELOW:
+                state, token, alive = _compact(state, cache, token, alive)
+            if step + 1 < self._config.max_new_tokens:
+                self._advance(state, cache, token)
+        return [
+            Sample(tuple(tokens), tuple(logprobs), truncated=tokens[-1] != self._eos)
+            for tokens, logprobs in zip(state.tokens, state.logprobs, strict=True)
+        ]
+
+    def _advance(self, state: _Decoding, cache: Cache, token: Tensor) -> None:
+        state.mask = torch.cat([state.mask, state.mask.new_ones((len(token), 1))], dim=1)
+        out = self._backbone(
+            input_ids=token[:, None],
+            attention_mask=state.mask,
+            position_ids=state.position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        state.position = state.position + 1
+        state.hidden = out.last_hidden_state[:, 0]
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self._policy.get_decoder()  # pyright: ignore[reportCallIssue] - every causal LM of transformers has it
+
+
+def _record(state: _Decoding, token: Tensor, logprob: Tensor, alive: Tensor) -> None:
+    rows = zip(state.origin.tolist(), token.tolist(), logprob.tolist(), alive.tolist(), strict=True)
+    for origin, one_token, one_logprob, is_alive in rows:
+        if is_alive:
+            state.tokens[origin].append(one_token)
+            state.logprobs[origin].append(one_logprob)
+
+
+def _compact(state: _Decoding, cache: Cache, token: Tensor, alive: Tensor) -> tuple[_Decoding, Tensor, Tensor]:
+    for layer in cache.layers:
+        layer.keep(alive)  # pyright: ignore[reportAttributeAccessIssue] - the layers are ours
+    kept = _Decoding(
+        origin=state.origin[alive],
+        mask=state.mask[alive],
+        position=state.position[alive],
+        uniform=state.uniform[alive],
+        hidden=state.hidden[alive],
+        tokens=state.tokens,
+        logprobs=state.logprobs,
+    )
+    return kept, token[alive], alive[alive]

@@ -1,0 +1,138 @@
+"""Which traces the critic sees in a round, on which side, and how much every token weighs.
+
+Positives are expert solutions and, with relabelling, samples that reach the expert's answer. Negatives are the other
+samples and corrupted positives; a corruption always stays with its own question. Weights are settled here, with the
+denominators of all processes in them, so that the loss is a plain sum wherever a trace ends up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from irlops.contracts.jobs import CriticConfig
+from irlops_jobs.distributed.runtime import Runtime
+from irlops_jobs.updates.microbatches import Group, Trace
+
+Origin = Literal["expert", "agreeing_sample", "other_sample", "corrupted"]
+
+
+@dataclass(frozen=True)
+class CriticTarget:
+    """What the critic's loss needs of one trace.
+
+    Example:
+        A corrupted expert whose error starts at token 7: ``CriticTarget(False, "corrupted", (7, 8, 9), 0.01)``.
+    """
+
+    is_expert_like: bool
+    origin: Origin
+    positions: tuple[int, ...]
+    """Solution tokens where the loss reads the critic."""
+    weight: float
+    """bce: of the whole trace in the global loss, shared equally by its positions. pairwise: of its question."""
+
+    @classmethod
+    def idle(cls) -> CriticTarget:
+        """For passes that only keep processes in step: no weight at all."""
+        return cls(False, "other_sample", (0,), 0.0)
+
+
+@dataclass(frozen=True)
+class LabelledTrace:
+    """A trace with its side, before weights are known. ``first_error`` is the first wrong token of a corruption."""
+
+    solution_ids: tuple[int, ...]
+    is_expert_like: bool
+    origin: Origin
+    first_error: int = 0
+
+
+@dataclass(frozen=True)
+class LabelledQuestion:
+    """One question with everything the critic is shown of it."""
+
+    prompt_ids: tuple[int, ...]
+    traces: tuple[LabelledTrace, ...]
+
+
+StepEnds = Callable[[tuple[int, ...]], Sequence[int]]
+"""Indices of the last token of each step of a solution."""
+
+
+def loss_positions(trace: LabelledTrace, config: CriticConfig, step_ends: StepEnds) -> tuple[int, ...]:
+    """Where the loss reads the critic, by granularity; never before a corruption's first wrong token if so set."""
+    last = len(trace.solution_ids) - 1
+    match config.granularity:
+        case "token":
+            positions = range(last + 1)
+        case "interval":
+            positions = sorted({*range(config.interval_tokens - 1, last, config.interval_tokens), last})
+        case "step":
+            positions = sorted({*step_ends(trace.solution_ids), last})
+        case _:
+            positions = [last]
+    if trace.origin == "corrupted" and config.perturbed_target == "from_error":
+        return tuple(position for position in positions if position >= trace.first_error)
+    return tuple(positions)
+
+
+def weigh(
+    questions: Sequence[LabelledQuestion], config: CriticConfig, runtime: Runtime, step_ends: StepEnds
+) -> tuple[list[Group[CriticTarget]], dict[str, float]]:
+    """Groups ready for the critic's update, and counts of what is in them over all processes.
+
+    ``bce``: every trace weighs the same within its side, whatever its length; with ``mass_balance`` each side holds
+    half of the loss. A side that is empty everywhere leaves the other with its half, and the counts say so.
+    ``pairwise``: every question that has both sides weighs the same; the others weigh nothing.
+    """
+    totals = _count_origins(questions, runtime)
+    (num_contrasted,) = runtime.total(sum(_has_both_sides(question) for question in questions))
+    num_positive = totals["expert"] + totals["agreeing_sample"]
+    num_negative = totals["other_sample"] + totals["corrupted"]
+    if config.mass_balance:
+        weights = {True: 0.5 / max(num_positive, 1), False: 0.5 / max(num_negative, 1)}
+    else:
+        weights = dict.fromkeys((True, False), 1.0 / max(num_positive + num_negative, 1))
+    groups: list[Group[CriticTarget]] = []
+    for question in questions:
+        if config.loss == "pairwise":
+            weights = dict.fromkeys((True, False), _has_both_sides(question) / max(num_contrasted, 1))
+        groups.append(_group(question, weights, config, step_ends))
+    counts = {f"critic/num_{name}": value for name, value in totals.items()}
+    return groups, counts | {"critic/num_contrasted_questions": num_contrasted}
+
+
+def _count_origins(questions: Sequence[LabelledQuestion], runtime: Runtime) -> dict[str, float]:
+    counts = Counter(trace.origin for question in questions for trace in question.traces)
+    names: tuple[Origin, ...] = ("expert", "agreeing_sample", "other_sample", "corrupted")
+    return dict(zip(names, runtime.total(*(counts[name] for name in names)), strict=True))
+
+
+def _has_both_sides(question: LabelledQuestion) -> bool:
+    return len({trace.is_expert_like for trace in question.traces}) == 2
+
+
+def _group(
+    question: LabelledQuestion, weights: dict[bool, float], config: CriticConfig, step_ends: StepEnds
+) -> Group[CriticTarget]:
+    traces = [
+        Trace(
+            trace.solution_ids,
+            CriticTarget(
+                trace.is_expert_like,
+                trace.origin,
+                loss_positions(trace, config, step_ends),
+                weights[trace.is_expert_like],
+            ),
+        )
+        for trace in question.traces
+    ]
+    return Group(question.prompt_ids, traces)
+
+
+def without_empty(questions: Sequence[LabelledQuestion]) -> list[LabelledQuestion]:
+    """Questions as they are, less traces of no tokens (an empty completion says nothing about any token)."""
+    return [replace(q, traces=tuple(t for t in q.traces if t.solution_ids)) for q in questions]

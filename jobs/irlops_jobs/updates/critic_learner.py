@@ -1,0 +1,156 @@
+"""The critic's side of a round: label what the policy wrote, corrupt what is right, remember some of the past, learn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from irlops.contracts.jobs import AirlJob
+from irlops_jobs.demonstrations.perturbations import perturb_positives, token_span
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.rollouts.rounds import SampledQuestion
+from irlops_jobs.rollouts.sampling import derive_seed
+from irlops_jobs.updates.critic import score_traces, update_critic
+from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
+from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.policy import trace_logprobs
+
+
+class CriticLearner:
+    """Labels a round, updates the critic on it, and scores samples with it."""
+
+    def __init__(self, critic: Trainer, policy: Trainer, job: AirlJob, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._critic, self._policy, self._job, self._tokenizer = critic, policy, job, tokenizer
+        self._replay: list[LabelledQuestion] = []
+
+    def label(self, questions: Sequence[SampledQuestion], round_index: int, first_index: int) -> list[LabelledQuestion]:
+        """Both sides of every question, corruptions included.
+
+        Args:
+            first_index: position of the first question within the whole round, so that a process draws the
+                corruptions that one process would have drawn for the same question.
+        """
+        labelled: list[LabelledQuestion] = []
+        world = self._critic.runtime.world_size
+        for offset, question in enumerate(questions):
+            traces = [LabelledTrace(question.demonstration.solution_ids, True, "expert")]
+            for sample, agrees in zip(question.samples, question.agrees, strict=True):
+                positive = agrees and self._job.critic.relabel_by_answer
+                traces.append(
+                    LabelledTrace(sample.token_ids, positive, "agreeing_sample" if positive else "other_sample")
+                )
+            traces += self._corruptions(question, round_index, first_index + offset * world)
+            labelled.append(LabelledQuestion(question.demonstration.prompt_ids, tuple(traces)))
+        return labelled
+
+    def _corruptions(self, question: SampledQuestion, round_index: int, index: int) -> list[LabelledTrace]:
+        config = self._job.critic
+        if config.perturbations_per_positive == 0:
+            return []
+        expert = question.demonstration.demonstration
+        positives = [(expert.question, expert.solution)]
+        if config.perturb == "positives" and config.relabel_by_answer:
+            positives += [
+                (expert.question, text) for text, ok in zip(question.texts, question.agrees, strict=True) if ok
+            ]
+        drawn = perturb_positives(
+            positives,
+            num_each=config.perturbations_per_positive,
+            seed=self._job.seed,
+            round_index=round_index,
+            first_index=index * (1 + self._job.rollouts.samples_per_prompt),
+        )
+        return [
+            self._corrupted(one.solution, one.first_error_start, one.first_error_end) for many in drawn for one in many
+        ]
+
+    def _corrupted(self, solution: str, start: int, end: int) -> LabelledTrace:
+        encoded = self._tokenizer(solution, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType] - one text gives one list
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]  # pyright: ignore[reportAssignmentType]
+        first, _ = token_span(offsets, start, end)
+        end_token: int = self._tokenizer.eos_token_id  # pyright: ignore[reportAssignmentType]
+        return LabelledTrace((*ids, end_token), False, "corrupted", first_error=first)
+
+    def update(self, labelled: Sequence[LabelledQuestion], round_index: int) -> dict[str, float]:
+        """``updates_per_round`` optimizer steps on this round, with earlier rounds mixed in where configured."""
+        config = self._job.critic
+        metrics: dict[str, float] = {}
+        for update in range(config.updates_per_round):
+            mixed = [*labelled, *self._remembered(len(labelled), round_index, update)]
+            groups, counts = weigh(mixed, config, self._critic.runtime, self._step_ends)
+            metrics = counts | update_critic(
+                self._critic,
+                self._policy,
+                groups,
+                config=config,
+                reward=self._job.reward,
+                micro_batch_tokens=self._job.micro_batch_tokens,
+            )
+        self._remember(labelled)
+        return metrics
+
+    def score(self, questions: Sequence[SampledQuestion]) -> list[list[Tensor]]:
+        """Token rewards of every sample, as the critic sees them now; AIRL's form takes the log-probability off."""
+        keys = iter(range(sum(len(question.samples) for question in questions)))
+        groups = [
+            Group(q.demonstration.prompt_ids, [Trace(sample.token_ids, next(keys)) for sample in q.samples])
+            for q in questions
+        ]
+        tokens = self._job.micro_batch_tokens
+        rewards = score_traces(self._critic, groups, micro_batch_tokens=tokens)
+        if self._job.reward.form == "airl":
+            logprobs = trace_logprobs(self._policy, groups, micro_batch_tokens=tokens)
+            rewards = {key: reward - logprobs[key] for key, reward in rewards.items()}
+        return [[rewards[trace.payload] for trace in group.traces] for group in groups]
+
+    def _remembered(self, num_fresh: int, round_index: int, update: int) -> list[LabelledQuestion]:
+        fraction = self._job.critic.replay_fraction
+        num = round(num_fresh * fraction / (1 - fraction)) if self._replay else 0
+        if num == 0:
+            return []
+        rng = random.Random(derive_seed("replay", self._job.seed, round_index, update))  # noqa: S311 - not for secrets
+        runtime = self._critic.runtime
+        drawn = rng.choices(self._replay, k=num * runtime.world_size)
+        return runtime.share(drawn)
+
+    def _remember(self, labelled: Sequence[LabelledQuestion]) -> None:
+        capacity = self._job.critic.replay_capacity
+        if capacity == 0:
+            return
+        self._replay += self._critic.runtime.unshare(labelled)
+        self._replay = self._replay[-max(1, capacity // (1 + self._job.rollouts.samples_per_prompt)) :]
+
+    def _step_ends(self, solution_ids: tuple[int, ...]) -> list[int]:
+        return step_ends(self._tokenizer, solution_ids)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights; the same on every process."""
+        return {
+            "replay": [
+                [q.prompt_ids, [[t.solution_ids, t.is_expert_like, t.origin, t.first_error] for t in q.traces]]
+                for q in self._replay
+            ]
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._replay = [
+            LabelledQuestion(tuple(prompt), tuple(LabelledTrace(tuple(ids), *rest) for ids, *rest in traces))
+            for prompt, traces in state["replay"]
+        ]
+
+
+def step_ends(tokenizer: PreTrainedTokenizerBase, solution_ids: Sequence[int]) -> list[int]:
+    """Index of the last token of each line of a solution; the last token always ends a step."""
+    text_so_far = ""
+    ends: list[int] = []
+    for index in range(len(solution_ids)):
+        piece = tokenizer.decode(list(solution_ids[index : index + 1]))
+        text_so_far += piece  # pyright: ignore[reportOperatorIssue] - one list decodes to one text
+        if "\n" in piece:
+            ends.append(index)
+    return sorted({*ends, len(solution_ids) - 1})

@@ -1,0 +1,122 @@
+"""The policy's side of a round, the same for critic rewards (airl) and outcome rewards (grpo)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from irlops.contracts.jobs import ReinforcementJob, RewardConfig
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.scorers import PolicyScorer
+from irlops_jobs.rewards.advantages import aggregate_rewards, clip_rewards, group_advantages
+from irlops_jobs.rollouts.rounds import SampledQuestion
+from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.policy import PolicyTarget, Scoring, token_weights, trace_logprobs, update_policy
+
+
+class PolicyLearner:
+    """Turns one round's samples and their token rewards into a policy step.
+
+    Args:
+        reference: the warm start, frozen; None when no KL is asked for.
+    """
+
+    def __init__(
+        self, trainer: Trainer, job: ReinforcementJob, reward: RewardConfig, reference: Scoring | None
+    ) -> None:
+        self._trainer, self._job, self._reward, self._reference = trainer, job, reward, reference
+
+    def update(self, questions: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        """One round's optimizer steps.
+
+        Args:
+            rewards: per question and sample the token rewards, (length,) float32, unclipped.
+        Returns:
+            What ``update_policy`` reports, plus how many groups taught nothing and the spread of trace rewards.
+        """
+        advantages = [self._advantages(question, rows) for question, rows in zip(questions, rewards, strict=True)]
+        used = [(q, a) for q, a in zip(questions, advantages, strict=True) if a is not None]
+        num_used, num_samples = self._trainer.runtime.total(len(used), sum(len(q.samples) for q, _ in used))
+        (num_questions,) = self._trainer.runtime.total(len(questions))
+        metrics = self._reward_metrics(rewards) | {"policy/groups_without_spread": num_questions - num_used}
+        if num_used == 0:
+            return metrics | {"policy/skipped": 1.0}
+        groups = self._with_reference([self._group(q, a, num_samples) for q, a in used])
+        return metrics | update_policy(
+            self._trainer, groups, config=self._job.policy, micro_batch_tokens=self._job.micro_batch_tokens
+        )
+
+    def _advantages(self, question: SampledQuestion, rewards: Sequence[Tensor]) -> Tensor | None:
+        lengths = torch.tensor([len(row) for row in rewards])
+        reward_GT = clip_rewards(pad_sequence(list(rewards), batch_first=True), self._reward.clip)
+        mask_GT = torch.arange(reward_GT.shape[1]) < lengths[:, None]
+        used_G = torch.tensor([not (s.truncated and self._job.policy.mask_truncated) for s in question.samples])
+        return group_advantages(reward_GT, mask_GT, policy=self._job.policy, reward=self._reward, used_G=used_G)
+
+    def _group(self, question: SampledQuestion, advantage_GT: Tensor, num_samples: float) -> Group[PolicyTarget]:
+        traces: list[Trace[PolicyTarget]] = []
+        for sample, advantage_T in zip(question.samples, advantage_GT, strict=True):
+            length = len(sample.token_ids)
+            weight = token_weights(
+                length,
+                num_samples=num_samples,
+                config=self._job.policy,
+                max_new_tokens=self._job.rollouts.max_new_tokens,
+            )
+            if sample.truncated and self._job.policy.mask_truncated:
+                weight = torch.zeros_like(weight)
+            target = PolicyTarget(advantage_T[:length], torch.tensor(sample.logprobs), None, None, weight)
+            traces.append(Trace(sample.token_ids, target))
+        return Group(question.demonstration.prompt_ids, traces)
+
+    def _with_reference(self, groups: list[Group[PolicyTarget]]) -> list[Group[PolicyTarget]]:
+        if self._reference is None:
+            return groups
+        keyed: list[Group[int]] = []
+        flat = [(group, trace) for group in groups for trace in group.traces]
+        numbers = iter(range(len(flat)))
+        for group in groups:
+            keyed.append(Group(group.prompt_ids, [Trace(t.solution_ids, next(numbers)) for t in group.traces]))
+        logprobs = trace_logprobs(self._reference, keyed, micro_batch_tokens=self._job.micro_batch_tokens)
+        numbers = iter(range(len(flat)))
+        return [
+            Group(
+                group.prompt_ids,
+                [Trace(t.solution_ids, t.payload.with_reference(logprobs[next(numbers)])) for t in group.traces],
+            )
+            for group in groups
+        ]
+
+    def _reward_metrics(self, rewards: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+        traces = [[_trace_reward(row, self._reward) for row in rows] for rows in rewards]
+        num, total, spread = self._trainer.runtime.total(
+            len(traces), sum(fmean(one) for one in traces), sum(pstdev(one) for one in traces)
+        )
+        return {"reward/mean": total / max(num, 1.0), "reward/group_std": spread / max(num, 1.0)}
+
+
+class FrozenReference:
+    """Log-probabilities under the warm start: a frozen copy, or the policy with its adapters switched off."""
+
+    def __init__(self, scorer: PolicyScorer, trainer: Trainer, *, adapters_off: bool) -> None:
+        self.runtime = trainer.runtime
+        self._scorer = scorer.to(trainer.runtime.device).eval().requires_grad_(adapters_off)
+        self._adapters_off = adapters_off
+
+    @torch.no_grad()
+    def forward(self, *args: object) -> tuple[Tensor, Tensor]:
+        if not self._adapters_off:
+            return self._scorer(*args)
+        model: nn.Module = self._scorer.model
+        with model.disable_adapter():  # pyright: ignore[reportCallIssue] - peft's wrapper
+            return self._scorer(*args)
+
+
+def _trace_reward(row: Tensor, config: RewardConfig) -> float:
+    clipped = clip_rewards(row, config.clip)[None]
+    mask = torch.ones_like(clipped, dtype=torch.bool)
+    return float(aggregate_rewards(clipped, mask, aggregation=config.aggregation, gamma=config.gamma))
