@@ -1,0 +1,121 @@
+"""The critic's rewards do not depend on how sequences are put into batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from irlops.errors import PairError
+from irlops_serving.critic.checkpoint import load_critic
+from irlops_serving.critic.scoring import Group, Tokens, TokenScorer, group_by_beginning
+from support.tiny_models import CONTEXT_TOKENS, save_tiny_critic
+
+
+@pytest.fixture(scope="module")
+def critic_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_critic(tmp_path_factory.mktemp("critic"))
+
+
+@pytest.fixture(scope="module")
+def scorer(critic_dir: Path) -> TokenScorer:
+    return TokenScorer(load_critic(critic_dir), max_batch_tokens=200)
+
+
+def _tokens(*ids: int) -> Tokens:
+    return np.array(ids, dtype=np.int64)
+
+
+def _random_tokens(count: int, seed: int) -> Tokens:
+    return np.random.default_rng(seed).integers(5, 261, count)
+
+
+def _alone(scorer: TokenScorer, tokens: Tokens) -> np.ndarray:
+    """Stock transformers, one sequence, nothing shared."""
+    with torch.inference_mode():
+        return scorer.critic.model(input_ids=torch.from_numpy(tokens).unsqueeze(0)).logits[0, :, 0].numpy()
+
+
+def test_sequences_of_any_length_score_as_each_alone(scorer: TokenScorer):
+    sequences = [_random_tokens(count, seed=count) for count in (1, 90, 3, 40, 41, CONTEXT_TOKENS, 7)]
+    for tokens, rewards in zip(sequences, scorer.score(sequences), strict=True):
+        np.testing.assert_allclose(rewards, _alone(scorer, tokens), atol=2e-5)
+
+
+def test_candidates_of_one_prompt_score_as_each_alone(scorer: TokenScorer):
+    prompt = _random_tokens(60, seed=0)
+    sequences = [np.concatenate([prompt, _random_tokens(count, seed=count)]) for count in (30, 1, 12, 80, 12)]
+    assert [group.num_shared for group in group_by_beginning(sequences)] == [60]
+    for tokens, rewards in zip(sequences, scorer.score(sequences), strict=True):
+        np.testing.assert_allclose(rewards, _alone(scorer, tokens), atol=2e-5)
+
+
+def test_a_head_bias_moves_every_reward_by_as_much(tmp_path: Path, scorer: TokenScorer):
+    tokens = [_random_tokens(20, seed=1)]
+    shifted = TokenScorer(load_critic(save_tiny_critic(tmp_path, head_bias=1.25)))
+    # The scorer's critic is the same with a bias of 0.25.
+    np.testing.assert_allclose(shifted.score(tokens)[0], scorer.score(tokens)[0] + 1.0, atol=2e-5)
+
+
+def test_identical_candidates_share_all_but_their_last_token():
+    same = _random_tokens(50, seed=2)
+    assert group_by_beginning([same, same.copy(), same.copy()]) == [Group((0, 1, 2), num_shared=49)]
+
+
+def test_two_questions_make_two_groups_whatever_the_order():
+    first, second = _random_tokens(40, seed=3), _random_tokens(40, seed=4)
+    sequences = [np.append(prompt, [index]) for index, prompt in enumerate([first, second, first, second])]
+    groups = group_by_beginning(sequences)
+    assert {frozenset(group.members) for group in groups} == {frozenset({0, 2}), frozenset({1, 3})}
+    assert [group.num_shared for group in groups] == [40, 40]
+
+
+def test_a_short_common_beginning_is_not_worth_a_pass_of_its_own():
+    sequences = [_tokens(1, 3, 50, 60), _tokens(1, 3, 51, 61, 62)]
+    assert [group.num_shared for group in group_by_beginning(sequences)] == [0, 0]
+
+
+def test_no_sequences_make_no_groups():
+    assert group_by_beginning([]) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda model: model.score.weight.data.fill_(float("nan")), "not finite"),
+        (lambda model: delattr(model.model, "norm"), "lacks weights"),
+    ],
+    ids=["a diverged critic", "a critic without its last norm"],
+)
+def test_a_broken_critic_is_refused_before_it_serves(tmp_path: Path, critic_dir: Path, damage, complaint: str):
+    model = load_critic(critic_dir).model
+    damage(model)
+    for file in critic_dir.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(PairError, match=complaint):
+        load_critic(tmp_path)
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path: Path):
+    folder = save_tiny_critic(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(PairError, match="can run code"):
+        load_critic(folder)
+
+
+def test_a_model_that_reads_ahead_is_no_critic(tmp_path: Path, critic_dir: Path):
+    from transformers import BertConfig, BertForTokenClassification
+
+    config = BertConfig(
+        vocab_size=261, hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, num_labels=1
+    )
+    model = BertForTokenClassification(config)
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(tmp_path)
+    for file in critic_dir.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(PairError, match="reads ahead"):
+        load_critic(tmp_path)
