@@ -1,0 +1,499 @@
+"""The custom resource ``ReasoningPipeline`` (irlops.dev/v1alpha1): what a user writes and what the operator answers.
+
+    PipelineSpec    data, baseModels, stages, evaluation, jobTemplate, gates, serving, retries, suspend
+    PipelineStatus  observedGeneration, phase, conditions, run, pairs, gates, history
+
+The CRD's schema is generated from these classes (``irlops.contracts.pipeline_crd``), so the operator and the API server
+can't come to mean different things. Keys are camelCase on the wire and snake_case here. What only a cluster can know
+(whether a claim, a data set, a metric or a queue exists) is not refused by the schema: the operator says so in a
+condition with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+from irlops.contracts.pair import Gate
+from irlops.errors import ManifestError
+
+GROUP = "irlops.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "ReasoningPipeline"
+PLURAL = "reasoningpipelines"
+
+MAX_NAME_CHARS = 40
+"""Jobs, claims and InferenceServices are called after the pipeline, with up to 23 more characters; a label takes 63."""
+MAX_HISTORY = 20
+
+Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+"""A DNS-1035 label."""
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=512)]
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Quantity = Annotated[
+    str | int,
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][-+]?[0-9]+))?$",
+        }
+    ),
+]
+Verbatim = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
+"""An object of another API, checked by whoever owns that API."""
+
+
+def rules(*broken: tuple[str, str]) -> dict[str, Any]:
+    """CEL rules for the schema: pairs of a rule and the sentence that is shown when it is broken."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": text} for rule, text in broken]}
+
+
+def keyed_by(*names: str) -> dict[str, Any]:
+    """Marks a list whose items are told apart by ``names``: server-side apply then merges them one by one."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(names)}
+
+
+class Part(BaseModel):
+    """A frozen part of the resource; a key that no version knows is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, alias_generator=to_camel, populate_by_name=True
+    )
+
+
+class PipelineData(Part):
+    """Which demonstrations to learn from. Fields are those of a job file's ``data``."""
+
+    name: str = Field(min_length=1, max_length=63)
+    """The data set, as the job image knows it: gsm8k, arithmetic."""
+    claim_name: ObjectName | None = None
+    """A PersistentVolumeClaim of this namespace with train.jsonl and test.jsonl; without one the job asks the hub."""
+    sub_path: RelativePath | None = None
+    """Folder inside the claim."""
+    calculator_annotations: Literal["keep", "strip"] = "strip"
+    num_train: int | None = Field(default=None, ge=1)
+    num_dev: int = Field(default=256, ge=8)
+    num_test: int | None = Field(default=None, ge=1)
+    min_steps: int = Field(default=2, ge=1, le=8)
+    max_steps: int = Field(default=4, ge=1, le=8)
+    on_malformed: Literal["raise", "skip"] = "raise"
+    seed: int = 0
+
+
+class Lora(Part):
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class BaseModels(Part):
+    """What training starts from."""
+
+    preset: str = Field(default="tiny", min_length=1, max_length=253)
+    """A model that the job image knows by name."""
+    policy_from: RelativePath | None = None
+    """Folder of a policy on the state volume to start from instead of the preset."""
+    critic_from: RelativePath | None = None
+    """Folder of a critic on the state volume; ``policy`` copies the policy's backbone."""
+    lora: Lora | None = None
+    """Train low-rank adapters; exports are merged."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(default=256, ge=16)
+    """Longest prompt plus solution, in tokens."""
+
+
+class Resources(Part):
+    """As in any pod."""
+
+    requests: dict[str, Quantity] = {}
+    limits: dict[str, Quantity] = {}
+
+
+class Elastic(Part):
+    """Lets a run go on with fewer workers while some are away."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("self.minReplicas <= self.maxReplicas", "minReplicas is above maxReplicas"),
+        )
+    )
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(ge=1)
+    max_restarts: int = Field(default=3, ge=0)
+    """Gang restarts that torchrun makes before the job counts as failed."""
+
+
+class StateVolume(Part):
+    """Where checkpoints and exports lie: an existing claim, or one that the operator makes and keeps."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.claimName) != has(self.size)",
+                "stateVolume takes claimName (yours) or size (the operator makes one)",
+            ),
+        )
+    )
+    claim_name: ObjectName | None = None
+    size: Quantity | None = None
+    storage_class_name: ObjectName | None = None
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] = "ReadWriteOnce"
+    """Several nodes need ReadWriteMany."""
+
+
+class JobTemplate(Part):
+    """The pods that train and evaluate."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.elastic) || "
+                "(self.elastic.minReplicas <= self.replicas && self.replicas <= self.elastic.maxReplicas)",
+                "replicas lies outside elastic.minReplicas..maxReplicas",
+            ),
+            (
+                "self.replicas == 1 || has(self.stateVolume.claimName) || "
+                "self.stateVolume.accessMode == 'ReadWriteMany'",
+                "several replicas share the state volume: set stateVolume.accessMode to ReadWriteMany",
+            ),
+        )
+    )
+    runtime: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
+    """TrainJob needs Kubeflow Trainer v2."""
+    image: str | None = Field(default=None, min_length=1, max_length=512)
+    """The operator's own job image when absent."""
+    replicas: int = Field(default=1, ge=1, le=1024)
+    """Pods, usually one per node."""
+    processes_per_replica: int = Field(default=1, ge=1, le=64)
+    """One for each GPU; 1 on a CPU."""
+    resources: Resources = Resources()
+    state_volume: StateVolume
+    elastic: Elastic | None = None
+    queue_name: ObjectName | None = None
+    """A Kueue LocalQueue; the job then starts suspended and Kueue admits it."""
+    priority_class_name: ObjectName | None = None
+    active_deadline_seconds: int = Field(default=86_400, ge=60)
+    """Counted by the training operator from the start of each job."""
+    ttl_seconds_after_finished: int = Field(default=604_800, ge=0)
+    env: list[Verbatim] = Field(default=[], max_length=64)
+    """Added to the container ``pytorch``; secrets by ``valueFrom``."""
+    pod_template: Verbatim | None = None
+    """``metadata`` and ``spec`` merged over the rendered pods: node selectors, tolerations, affinity, further volumes."""
+
+
+class Stage(Part):
+    """One training job."""
+
+    name: Name
+    kind: Literal["sft", "airl", "grpo"]
+    settings: Verbatim = {}
+    """Keys of the job file (snake_case), less kind, run_name, data and model."""
+    replicas: int | None = Field(default=None, ge=1, le=1024)
+    """Of this stage, when it differs from the template."""
+
+
+class EvaluationStep(Part):
+    """The job that makes evaluation.json."""
+
+    samples_per_problem: int = Field(default=16, ge=1, le=256)
+    settings: Verbatim = {}
+    """Further keys of an evaluate job file (snake_case)."""
+
+
+class PipelineGate(Part):
+    """One number that decides whether a new pair may serve."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "has(self.minimum) || has(self.maximum) || has(self.maxDrop) || has(self.maxRise)",
+                "a gate needs minimum, maximum, maxDrop or maxRise",
+            ),
+            (
+                "!has(self.minimum) || !has(self.maximum) || self.minimum <= self.maximum",
+                "minimum is above maximum: nothing can pass",
+            ),
+        )
+    )
+    metric: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_.@-]+$")
+    """Its path in evaluation.json without ``mean``: pass_at_k.1, selectors.weighted_majority.16, critic.auroc."""
+    minimum: float | None = None
+    maximum: float | None = None
+    max_drop: float | None = Field(default=None, ge=0)
+    """How far below the serving champion's it may lie; passes while there is no champion."""
+    max_rise: float | None = Field(default=None, ge=0)
+    """How far above the serving champion's it may lie, for numbers that should be small."""
+
+    def against(self, champion_metrics: Mapping[str, float] | None) -> Gate:
+        """The absolute gate, given the champion's metrics (None: there is no champion).
+
+        Example: minimum 0.2, max_drop 0.05, champion 0.4 -> minimum 0.35.
+        """
+        champion = (champion_metrics or {}).get(self.metric)
+        lows = [self.minimum] if self.minimum is not None else []
+        highs = [self.maximum] if self.maximum is not None else []
+        if champion is not None:
+            lows += [champion - self.max_drop] if self.max_drop is not None else []
+            highs += [champion + self.max_rise] if self.max_rise is not None else []
+        return Gate(metric=self.metric, minimum=max(lows, default=None), maximum=min(highs, default=None))
+
+
+class Autoscaling(Part):
+    """How many pods serve one half."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            ("self.minReplicas <= self.maxReplicas", "minReplicas is above maxReplicas"),
+            (
+                "self.minReplicas > 0 || self.class == 'keda'",
+                "only keda scales to zero; set minReplicas to 1 or more",
+            ),
+            ("self.class != 'keda' || has(self.metrics)", "keda needs metrics (KServe's autoScaling.metrics)"),
+        )
+    )
+    class_: Literal["hpa", "keda", "none"] = Field(default="none", alias="class")
+    min_replicas: int = Field(default=1, ge=0, le=256)
+    max_replicas: int = Field(default=1, ge=1, le=256)
+    target_cpu_percent: int | None = Field(default=None, ge=1, le=100)
+    metrics: list[Verbatim] | None = Field(default=None, max_length=8)
+    """KServe's ``autoScaling.metrics``, for keda."""
+
+
+class HalfTemplate(Part):
+    """The InferenceService of one half."""
+
+    runtime: ObjectName | None = None
+    """A ServingRuntime of this namespace; the chart's when absent."""
+    resources: Resources = Resources()
+    autoscaling: Autoscaling = Autoscaling()
+    timeout_seconds: int = Field(default=600, ge=1)
+    """Of one request; KServe's own default of 60 s cuts long generations."""
+    args: list[str] = Field(default=[], max_length=64)
+    """Added to the runtime's."""
+    env: list[Verbatim] = Field(default=[], max_length=64)
+    storage_uri: str | None = Field(default=None, max_length=1024, pattern=r"^[a-z][a-z0-9+-]*://\S+$")
+    """Where the weights lie for KServe, with ``{version}`` for the version, when the registered location is not one
+    that it can read (``s3://models/policy/{version}``)."""
+    pod_template: Verbatim | None = None
+    """``metadata`` and ``spec`` merged into the predictor: node selectors, tolerations, service account."""
+
+
+class Rollout(Part):
+    """How serving moves from one pair to the next."""
+
+    strategy: Literal["BlueGreen", "InPlace"] = "BlueGreen"
+    """BlueGreen starts the new pair beside the old one and needs room for both; InPlace stops the old one first."""
+    timeout_seconds: int = Field(default=1800, ge=30)
+    """For both halves to become ready; then the last good pair is put back."""
+    health_check_seconds: int = Field(default=60, ge=0)
+    """How long the new pair has to answer through the gateway before the old one is taken away."""
+
+
+class ServingTemplate(Part):
+    """The served pair."""
+
+    policy: HalfTemplate = HalfTemplate()
+    critic: HalfTemplate = HalfTemplate()
+    rollout: Rollout = Rollout()
+    alias: Literal["champion", "challenger"] = "champion"
+    """The alias that is moved to a pair that passed, and followed when somebody moves it in the registry."""
+    auto_promote: bool = True
+    """False leaves the alias to a person: ``irlops pairs promote``."""
+
+
+class Retries(Part):
+    """What is tried again, and how often. Failures that another try can't mend are never tried again."""
+
+    limit: int = Field(default=3, ge=0, le=20)
+    """Of one stage, for exits that the training operator calls retryable and for evictions."""
+    backoff_seconds: int = Field(default=30, ge=1)
+    """Before the first retry; doubled each time."""
+    max_backoff_seconds: int = Field(default=1800, ge=1)
+
+
+class PipelineSpec(Part):
+    """What the user wants."""
+
+    suspend: bool = False
+    """True stops running jobs after their checkpoint and starts nothing new; what serves goes on serving."""
+    data: PipelineData
+    base_models: BaseModels = BaseModels()
+    stages: list[Stage] = Field(min_length=1, max_length=8, json_schema_extra=keyed_by("name"))
+    """In order; each starts from the one before."""
+    evaluation: EvaluationStep = EvaluationStep()
+    job_template: JobTemplate
+    gates: list[PipelineGate] = Field(default=[], max_length=32, json_schema_extra=keyed_by("metric"))
+    serving: ServingTemplate | None = None
+    """Without it the pipeline ends with a registered pair."""
+    retries: Retries = Retries()
+    history_limit: int = Field(default=10, ge=0, le=MAX_HISTORY)
+
+
+Phase = Literal[
+    "Pending",
+    "Training",
+    "Evaluating",
+    "Gating",
+    "Registering",
+    "RollingOut",
+    "Ready",
+    "Suspended",
+    "RolledBack",
+    "Failed",
+]
+
+
+class Condition(Part):
+    """As in any Kubernetes object."""
+
+    type: str = Field(max_length=316)
+    status: Literal["True", "False", "Unknown"]
+    reason: str = Field(min_length=1, max_length=1024)
+    message: str = Field(max_length=32_768)
+    last_transition_time: Time
+    observed_generation: int | None = Field(default=None, ge=0)
+
+
+class PairVersions(Part):
+    """One pair, by the versions of its registered models."""
+
+    policy_version: str
+    critic_version: str
+
+
+class PairStatus(Part):
+    """Pairs that the pipeline knows."""
+
+    serving: PairVersions | None = None
+    """What the gateway answers with."""
+    candidate: PairVersions | None = None
+    """What is being rolled out."""
+    last_good: PairVersions | None = None
+    """What a roll-back returns to."""
+
+
+class RunStatus(Part):
+    """The run that is going on, or the last one."""
+
+    id: str
+    """Changes with every new run; part of job and run names."""
+    generation: int
+    """Of the spec that started it."""
+    stage: str | None = None
+    """Name of the stage, or ``evaluation``."""
+    job_name: str | None = None
+    attempts: int = Field(default=0, ge=0)
+    """Starts of this stage's job so far."""
+    not_before: Time | None = None
+    """The next try waits until then."""
+    started_at: Time | None = None
+
+
+class GateStatus(Part):
+    """How one gate went."""
+
+    metric: str
+    passed: bool
+    value: float | None = None
+    message: str = ""
+
+
+class HistoryEntry(Part):
+    """One finished run."""
+
+    run: str
+    generation: int
+    outcome: Literal["Promoted", "Registered", "GateFailed", "RolledBack", "Failed"]
+    message: str = ""
+    pair: PairVersions | None = None
+    finished_at: Time
+
+
+class PipelineStatus(Part):
+    """What the operator saw."""
+
+    observed_generation: int | None = None
+    phase: Phase | None = None
+    message: str | None = None
+    """One line for people: what is going on, or what to do."""
+    conditions: list[Condition] = Field(default=[], max_length=16, json_schema_extra=keyed_by("type"))
+    run: RunStatus | None = None
+    pairs: PairStatus | None = None
+    gates: list[GateStatus] = Field(default=[], max_length=32, json_schema_extra=keyed_by("metric"))
+    history: list[HistoryEntry] = Field(default=[], max_length=MAX_HISTORY)
+    """Newest first."""
+
+
+def parse_pipeline_spec(document: Any, *, origin: str) -> PipelineSpec:
+    """Validate the ``spec`` of a ReasoningPipeline.
+
+    Raises:
+        ManifestError: names ``origin`` and each wrong key.
+    """
+    try:
+        return PipelineSpec.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'spec'}: {e['msg']}" for e in error.errors())
+        raise ManifestError(
+            f"{origin} is not a valid ReasoningPipeline: {faults}. `kubectl explain reasoningpipeline.spec` lists the keys."
+        ) from error
+
+
+def training_document(spec: PipelineSpec, index: int, run: str) -> dict[str, Any]:
+    """The job file of stage ``index`` (from 0) of ``run``, ready for ``irlops.contracts.jobs.parse_job``.
+
+    Each stage starts from the policy that the stage before it left on the state volume.
+
+    Example: stages sft, airl of run ``gsm8k-1`` -> run names ``gsm8k-1-sft``, ``gsm8k-1-airl``.
+    """
+    stage = spec.stages[index]
+    model = _model_section(spec)
+    if index > 0:
+        before = run_name(run, spec.stages[index - 1].name)
+        model["policy_from"] = f"{before}/policy"
+        if stage.kind == "airl":
+            has_critic = spec.stages[index - 1].kind == "airl"
+            model["critic_from"] = f"{before}/critic" if has_critic else spec.base_models.critic_from or "policy"
+    return _with_settings(spec, stage.settings, stage.kind, run_name(run, stage.name), model)
+
+
+def evaluation_document(spec: PipelineSpec, run: str) -> dict[str, Any]:
+    """The job file that evaluates what the last stage left; a run without a critic is evaluated without one."""
+    last = spec.stages[-1]
+    model = _model_section(spec) | {"policy_from": f"{run_name(run, last.name)}/policy", "critic_from": None}
+    if last.kind == "airl":
+        model["critic_from"] = f"{run_name(run, last.name)}/critic"
+    settings = {"critic_from_run": last.kind == "airl", **spec.evaluation.settings}
+    settings["samples_per_problem"] = spec.evaluation.samples_per_problem
+    return _with_settings(spec, settings, "evaluate", run_name(run, "evaluation"), model)
+
+
+def run_name(run: str, stage: str) -> str:
+    """Folder and MLflow run of one stage."""
+    return f"{run}-{stage}"
+
+
+_SET_BY_THE_PIPELINE = ("kind", "run_name", "data", "model")
+
+
+def _with_settings(
+    spec: PipelineSpec, settings: Mapping[str, Any], kind: str, name: str, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    taken = [key for key in _SET_BY_THE_PIPELINE if key in settings]
+    if taken:
+        raise ManifestError(
+            f"The settings of {name} hold {', '.join(taken)}, which the pipeline sets itself. "
+            "Use spec.data and spec.baseModels, and the stage's name and kind."
+        )
+    data = spec.data.model_dump(exclude={"claim_name", "sub_path"}, exclude_none=True)
+    return {**settings, "kind": kind, "run_name": name, "data": data, "model": dict(model)}
+
+
+def _model_section(spec: PipelineSpec) -> dict[str, Any]:
+    return spec.base_models.model_dump(exclude_none=True)
