@@ -1,4 +1,4 @@
-"""The gateway: OpenAI's HTTP interface before a policy and its critic. Loads no weights; imports neither torch nor vllm.
+"""The gateway: OpenAI's HTTP interface before a policy and its critic. It loads no weights.
 
 app        one ASGI application: routes, request ids, errors, access log
 settings   one YAML and the environment

@@ -10,7 +10,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 
 from irlops_serving.gateway.callers import Caller
-from irlops_serving.gateway.errors import rate_limited
+from irlops_serving.gateway.errors import ApiError, rate_limited
 from irlops_serving.gateway.exchange import Headers
 from irlops_serving.gateway.settings import LimitSettings
 
@@ -19,7 +19,7 @@ class Allowances:
     """Budgets of every caller.
 
     A request is counted before its work. Tokens are counted after, when they are known: a caller with any budget left
-    may start, so one request can overdraw it, and then waits the longer.
+    may start, so the last request of a minute can go beyond it.
     """
 
     def __init__(self, settings: LimitSettings) -> None:
@@ -39,16 +39,18 @@ class Allowances:
         headers: Headers = []
         tokens = caller.tokens_per_minute or self._tokens
         if tokens is not None:
-            item = self._item(tokens)
-            if not await self._limiter.test(item, "tokens", caller.name):
-                raise await self._refusal(item, "tokens", caller, tokens)
-            headers += await self._headers(item, "tokens", caller, tokens)
+            left, reset_s = await self._state(self._item(tokens), "tokens", caller)
+            if left <= 0:
+                raise _refusal("tokens", caller, tokens, reset_s)
+            headers += _headers("tokens", tokens, left, reset_s)
         requests = caller.requests_per_minute or self._requests
         if requests is not None:
             item = self._item(requests)
-            if not await self._limiter.hit(item, "requests", caller.name):
-                raise await self._refusal(item, "requests", caller, requests)
-            headers += await self._headers(item, "requests", caller, requests)
+            counted = await self._limiter.hit(item, "requests", caller.name)
+            left, reset_s = await self._state(item, "requests", caller)
+            if not counted:
+                raise _refusal("requests", caller, requests, reset_s)
+            headers += _headers("requests", requests, left, reset_s)
         return headers
 
     async def charge(self, caller: Caller, num_tokens: int) -> None:
@@ -57,9 +59,16 @@ class Allowances:
         if limit is None or num_tokens <= 0:
             return
         item = self._item(limit)
-        left = (await self._limiter.get_window_stats(item, "tokens", caller.name)).remaining
-        # The library refuses (and does not count) a hit beyond the limit; what overdraws spends the rest.
-        await self._limiter.hit(item, "tokens", caller.name, cost=max(1, min(num_tokens, left)))
+        # The library refuses, and does not count, what goes beyond the limit; then what is left is spent.
+        if not await self._limiter.hit(item, "tokens", caller.name, cost=num_tokens):
+            left, _ = await self._state(item, "tokens", caller)
+            if left > 0:
+                await self._limiter.hit(item, "tokens", caller.name, cost=left)
+
+    async def _state(self, item: RateLimitItemPerMinute, kind: str, caller: Caller) -> tuple[int, float]:
+        """What is left of a budget, and the seconds until some of it comes back."""
+        stats = await self._limiter.get_window_stats(item, kind, caller.name)
+        return max(0, stats.remaining), max(0.0, stats.reset_time - time.time())
 
     def _item(self, limit: int) -> RateLimitItemPerMinute:
         item = self._items.get(limit)
@@ -67,18 +76,16 @@ class Allowances:
             item = self._items[limit] = RateLimitItemPerMinute(limit)
         return item
 
-    async def _headers(self, item: RateLimitItemPerMinute, kind: str, caller: Caller, limit: int) -> Headers:
-        stats = await self._limiter.get_window_stats(item, kind, caller.name)
-        name = kind.encode()
-        return [
-            (b"x-ratelimit-limit-" + name, str(limit).encode()),
-            (b"x-ratelimit-remaining-" + name, str(max(0, stats.remaining)).encode()),
-            (b"x-ratelimit-reset-" + name, f"{max(0.0, stats.reset_time - time.time()):.1f}s".encode()),
-        ]
 
-    async def _refusal(self, item: RateLimitItemPerMinute, kind: str, caller: Caller, limit: int) -> Exception:
-        stats = await self._limiter.get_window_stats(item, kind, caller.name)
-        wait_s = max(1.0, stats.reset_time - time.time())
-        return rate_limited(
-            f"{caller.name!r} has used its {limit} {kind} a minute. Try again in {wait_s:.0f} s.", wait_s
-        )
+def _headers(kind: str, limit: int, left: int, reset_s: float) -> Headers:
+    name = kind.encode()
+    return [
+        (b"x-ratelimit-limit-" + name, str(limit).encode()),
+        (b"x-ratelimit-remaining-" + name, str(left).encode()),
+        (b"x-ratelimit-reset-" + name, f"{reset_s:.1f}s".encode()),
+    ]
+
+
+def _refusal(kind: str, caller: Caller, limit: int, reset_s: float) -> ApiError:
+    wait_s = max(1.0, reset_s)
+    return rate_limited(f"{caller.name!r} has used its {limit} {kind} a minute. Try again in {wait_s:.0f} s.", wait_s)

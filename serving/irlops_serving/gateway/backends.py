@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 
@@ -22,7 +20,7 @@ SWAP_RETRY_S = 1.0
 
 
 class Backends:
-    """Clients of one pair. Made from the ``pair`` section; closed when it is replaced and its last request has ended."""
+    """Clients of one pair. Made from the ``pair`` section; closed when replaced and its last request has ended."""
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics, tracer: Tracer) -> None:
         self.pair: PairSettings = settings.pair
@@ -65,6 +63,24 @@ class Backends:
         await asyncio.gather(self.policy.upstream.close(), self.critic.upstream.close())
 
 
+class Lease:
+    """``async with pairs.lease() as backends``: holds the pair; the last to leave a retired one closes it."""
+
+    __slots__ = ("_backends",)
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+
+    async def __aenter__(self) -> Backends:
+        self._backends.num_leases += 1
+        return self._backends
+
+    async def __aexit__(self, *_: object) -> None:
+        self._backends.num_leases -= 1
+        if self._backends.retired and self._backends.num_leases == 0:
+            await self._backends.close()
+
+
 def _breaker(settings: GatewaySettings) -> CircuitBreaker:
     return CircuitBreaker(settings.breaker.failures, settings.breaker.open_s)
 
@@ -76,17 +92,9 @@ class Pairs:
         self.current, self._metrics = first, metrics
         self._say_which(first)
 
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Backends]:
+    def lease(self) -> Lease:
         """The pair for one request, from its first byte to its last: a swap in between does not touch it."""
-        backends = self.current
-        backends.num_leases += 1
-        try:
-            yield backends
-        finally:
-            backends.num_leases -= 1
-            if backends.retired and backends.num_leases == 0:
-                await backends.close()
+        return Lease(self.current)
 
     async def swap(self, following: Backends) -> None:
         """Wait until both servers of ``following`` answer ready, then send every new request there.

@@ -60,7 +60,7 @@ class Outcome:
 
 
 Settled = Callable[[list[Draft], dict[int, list[float]]], bool]
-OnEvent = Callable[[Draft | None, Progress], None]
+OnEvent = Callable[[Draft, Progress], None]
 
 
 async def sample_best_of_n(

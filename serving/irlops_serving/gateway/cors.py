@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 
 def with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """``app`` itself, or behind Starlette's middleware when origins are allowed (no cookies: keys travel in a header)."""
+    """``app`` itself, or behind Starlette's middleware when origins are named (no cookies: keys are in a header)."""
     if not origins:
         return app
     return CORSMiddleware(

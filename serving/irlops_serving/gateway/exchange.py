@@ -107,9 +107,9 @@ class Exchange:
         return too_large(f"The request body is larger than {self.max_body_bytes} bytes. Send less in one request.")
 
     async def _receive_soon(self) -> MutableMapping[str, Any]:
-        limit_s = self.started_s + self.body_timeout_s - time.perf_counter()
+        limit_s = max(0.0, self.started_s + self.body_timeout_s - time.perf_counter())
         try:
-            async with asyncio.timeout(max(0.0, limit_s)):
+            async with asyncio.timeout(limit_s):
                 message = await self.receive()
         except TimeoutError:
             raise slow_body(self.body_timeout_s) from None

@@ -1,6 +1,6 @@
 """Prometheus series. The gen_ai names are OpenTelemetry's, as Prometheus spells them; ours start with irlops_gateway.
 
-Label values come from closed sets (routes, models, statuses, reasons), never from a request: a client can't make series.
+Label values come from closed sets (routes, models, statuses, reasons), never from a request: clients can't make series.
 """
 
 from __future__ import annotations

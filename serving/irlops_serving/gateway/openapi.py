@@ -106,9 +106,11 @@ def _schemas() -> dict[str, Any]:
         schemas[name]["description"] = "OpenAI's fields. Those not listed go to the policy as they are."
         # `rerank` belongs to one model and `rewards` to the other, so each has its branch.
         nothing = {"type": "null"}
+        reranked = {"anyOf": [_ref("RerankRequest"), nothing]}
+        rewarded = {"anyOf": [_ref("StreamRewardsRequest"), nothing]}
         schemas[name]["oneOf"] = [
-            {"properties": {"model": {"const": "reranked"}, "rerank": {"anyOf": [_ref("RerankRequest"), nothing]}, "rewards": nothing}},
-            {"properties": {"model": {"const": "policy"}, "rerank": nothing, "rewards": {"anyOf": [_ref("StreamRewardsRequest"), nothing]}}},
+            {"properties": {"model": {"const": "reranked"}, "rerank": reranked, "rewards": nothing}},
+            {"properties": {"model": {"const": "policy"}, "rerank": nothing, "rewards": rewarded}},
         ]  # fmt: skip
     schemas["ChatCompletion"] = _completion_schema("chat.completion", is_chat=True)
     schemas["Completion"] = _completion_schema("text_completion", is_chat=False)
@@ -173,8 +175,9 @@ def _version() -> str:
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
-    "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #8884;"
-    "vertical-align:top}code{font-size:.9em}h2{margin-top:2.5rem}.m{font-weight:700}"
+    "table{border-collapse:collapse;width:100%}"
+    "td,th{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #8884;vertical-align:top}"
+    "code{font-size:.9em}h2{margin-top:2.5rem}.m{font-weight:700}"
 )
 
 
@@ -195,9 +198,8 @@ def docs_page() -> bytes:
 def _route_html(path: str, methods: dict[str, Any], document: dict[str, Any]) -> str:
     parts = []
     for method, operation in methods.items():
-        parts.append(
-            f"<h2><span class=m>{method.upper()}</span> <code>{path}</code></h2><p>{html.escape(operation['summary'])}.</p>"
-        )
+        summary = html.escape(operation["summary"])
+        parts.append(f"<h2><span class=m>{method.upper()}</span> <code>{path}</code></h2><p>{summary}.</p>")
         body = operation.get("requestBody")
         if body:
             name = body["content"]["application/json"]["schema"]["$ref"].removeprefix(_REF)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ NO_TOKEN_IDS = "does not return token ids; serve the policy with vLLM 0.10 or ne
 
 @dataclass(slots=True)
 class Draft:
-    """One candidate while it is being written. Made by ``Sampling``; read by selection once ``finish_reason`` is set."""
+    """One candidate while it is being written. Made by ``PolicyClient``; chosen from once finished."""
 
     index: int
     texts: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ class PolicyClient:
             status = (await self.upstream.get("/v1/models", self._tokenize_s)).status
         return status == 200
 
-    async def sample(self, sampling: Sampling, first: int, n: int, *, stream: bool) -> AsyncIterator[Draft]:
+    async def sample(self, sampling: Sampling, first: int, n: int, *, stream: bool) -> AsyncGenerator[Draft, None]:
         """Sample ``n`` candidates, the first of index ``first``; yields each when it is finished.
 
         ``stream`` reads token by token (candidates come when they finish); otherwise all come at the end.
@@ -123,7 +123,7 @@ class PolicyClient:
             if left:
                 raise self.upstream.failed_halfway(None)
 
-    async def relay(self, sampling: Sampling) -> AsyncIterator[dict[str, Any]]:
+    async def relay(self, sampling: Sampling) -> AsyncGenerator[dict[str, Any], None]:
         """Stream one candidate; yields every chunk after taking it into ``sampling``.
 
         Raises:
@@ -173,7 +173,7 @@ class PolicyClient:
                 draft = sampling.drafts.get(index)
                 if draft is None:
                     draft = sampling.drafts[index] = Draft(index)
-                self._read_delta(sampling, draft, answer, choice)
+                self._read_delta(sampling, draft, choice)
                 if choice.get("finish_reason") and draft.finish_reason is None:
                     draft.finish_reason, draft.stop_reason = choice["finish_reason"], choice.get("stop_reason")
                     finished = draft
@@ -185,7 +185,7 @@ class PolicyClient:
             raise self.upstream.not_understood(NO_TOKEN_IDS)
         return finished
 
-    def _read_delta(self, sampling: Sampling, draft: Draft, answer: dict[str, Any], choice: dict[str, Any]) -> None:
+    def _read_delta(self, sampling: Sampling, draft: Draft, choice: dict[str, Any]) -> None:
         delta = choice["delta"] if sampling.route == CHAT else {"content": choice["text"]}
         if content := delta.get("content"):
             draft.texts.append(content)

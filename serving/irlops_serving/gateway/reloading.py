@@ -66,8 +66,7 @@ class Reloader:
             logger.error("config_not_reloaded", error=str(error))
 
     def _apply(self, settings: GatewaySettings) -> None:
-        unchanged = settings.model_copy(update={"pair": self._gateway.settings.pair})
-        if unchanged != self._gateway.settings:
+        if settings.model_dump(exclude={"pair"}) != self._gateway.settings.model_dump(exclude={"pair"}):
             logger.warning("restart_needed", reason="only the pair section and the key file are reloaded while running")
         if settings.pair == self._wanted:
             return

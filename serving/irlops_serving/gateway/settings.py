@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from irlops.selection import Calibration
+import yaml
 from pydantic import (
     AnyHttpUrl,
     BaseModel,
@@ -128,7 +129,7 @@ class AuthSettings(_Section):
     """Who may call."""
 
     keys_file: Path | None = None
-    """YAML with hashed API keys; read again when it changes. ``python -m irlops_serving.gateway.keys`` makes entries."""
+    """YAML with hashed API keys; read again when it changes. ``python -m irlops_serving.gateway.keys`` makes them."""
     oidc: OidcSettings | None = None
     disabled: bool = False
     """Serve anyone, also beyond this machine. Only behind something else that authenticates."""
@@ -276,8 +277,10 @@ def load_settings(config_file: Path | None = None, **overrides: Any) -> GatewayS
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
             env_settings: PydanticBaseSettingsSource,
-            **_: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del dotenv_settings, file_secret_settings  # one file and the environment: nothing hidden elsewhere
             assert isinstance(env_settings, EnvSettingsSource)
             env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if not _is_service_link(k, v)}
             files = () if path is None else (YamlConfigSettingsSource(settings_cls, path),)
@@ -287,7 +290,7 @@ def load_settings(config_file: Path | None = None, **overrides: Any) -> GatewayS
         return Loaded(**overrides)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
-    except ValueError as error:  # YAML that isn't YAML, JSON in a variable that isn't JSON
+    except (ValueError, yaml.YAMLError) as error:  # a file that isn't YAML, a variable that isn't JSON
         raise ConfigError(f"The gateway's settings can't be read ({path or 'environment'}): {error}") from error
 
 

@@ -11,8 +11,8 @@ from irlops.selection import Calibration
 from irlops.contracts.rerank import StepReward, SuspectedError, TokenReward
 from irlops_serving.gateway.tokens import Spans
 
-# A line is a step. Within a line a sentence is one, when it ends with . ! ? or ; before white space and a new beginning:
-# "3.5" has no space after its point, and "approx. 4" no capital, so neither is cut.
+# A line is a step. Within a line a sentence is one, when it ends with . ! ? or ; before white space and a new
+# beginning: "3.5" has no space after its point, and "approx. 4" no capital, so neither is cut.
 _BOUNDARY = re.compile(r"\n\s*|(?<=[.!?;])[ \t]+(?=[A-Z$(\[])")
 # Cuts that end no step: after an abbreviation, and after the number of a list item ("1. First").
 _NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|vs|approx|Mr|Mrs|Ms|Dr|St|No|Fig|Eq)\.|(?:^|\n)[ \t]*\d{1,2}[.)])[ \t]+$")
@@ -75,5 +75,5 @@ def suspected_first_error(steps: Sequence[StepReward], threshold: float) -> Susp
 
 
 def error_threshold(calibration: Calibration) -> float:
-    """The step reward at which the calibration gives even chances; 0 (the critic's own) for sums, whose scale differs."""
+    """The step reward at which the calibration gives even chances; 0 for sums, whose scale is another."""
     return calibration.bias if calibration.aggregation != "discounted" else 0.0

@@ -1,7 +1,7 @@
 """Where each token of a text begins and ends: exact, contiguous, in Unicode code points.
 
-Every function returns one ``(start, end)`` per token with ``spans[0].start == 0``, each end the next start, and the last
-end the text's length: token texts put together are the text. A character made of several tokens belongs to the last
+Every function returns one ``(start, end)`` per token: the first starts at 0, each ends where the next starts, the last
+ends where the text does. Token texts put together are the text. A character made of several tokens belongs to the last
 of them; whitespace that a tokenizer drops belongs to the token after it; special tokens are empty.
 """
 

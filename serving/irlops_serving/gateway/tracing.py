@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanProcessor
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 _passed_on: ContextVar[dict[str, str] | None] = ContextVar("irlops_trace_headers", default=None)
 
@@ -21,16 +21,22 @@ class Tracer:
         self._provider = provider
         self._tracer = provider.get_tracer("irlops.gateway") if provider else None
 
-    def enter_request(self, headers: Mapping[str, str] | None) -> None:
-        """Take over the trace of the incoming request (``traceparent``, ``tracestate``)."""
-        _passed_on.set(dict(headers) if headers else None)
+    def enter_request(self, headers: dict[str, str]) -> None:
+        """Take over what goes on to policy and critic (``traceparent``, ``tracestate``, ``x-request-id``)."""
+        _passed_on.set(headers)
 
-    @contextmanager
-    def span(self, name: str, attributes: dict[str, Any] | None = None) -> Iterator[dict[str, str] | None]:
+    def span(
+        self, name: str, attributes: dict[str, Any] | None = None
+    ) -> AbstractContextManager[dict[str, str] | None]:
         """A span around a piece of work; yields the headers that carry the trace to the server called in it."""
         if self._tracer is None:
-            yield _passed_on.get()
-            return
+            return nullcontext(_passed_on.get())
+        return self._span(self._tracer, name, attributes)
+
+    @contextmanager
+    def _span(
+        self, tracer: trace.Tracer, name: str, attributes: dict[str, Any] | None
+    ) -> Iterator[dict[str, str] | None]:
         from opentelemetry import trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -39,7 +45,7 @@ class Tracer:
         if not trace.get_current_span().get_span_context().is_valid:
             parent = propagator.extract(_passed_on.get() or {})
         kind = trace.SpanKind.SERVER if name.startswith("gateway.") else trace.SpanKind.CLIENT
-        with self._tracer.start_as_current_span(name, context=parent, kind=kind, attributes=attributes):
+        with tracer.start_as_current_span(name, context=parent, kind=kind, attributes=attributes):
             carrier = dict(_passed_on.get() or {})
             propagator.inject(carrier)
             yield carrier

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import orjson
 from pydantic import SecretStr
+from yarl import URL
 
 from irlops_serving.gateway.breaker import CircuitBreaker
 from irlops_serving.gateway.errors import (
@@ -101,6 +102,7 @@ class Upstream:
         if api_key is not None:
             self._headers["authorization"] = f"Bearer {api_key.get_secret_value()}"
         tls: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        self._urls: dict[str, URL] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_IDLE_CONNECTION_S, ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -136,18 +138,16 @@ class Upstream:
         Raises:
             ApiError: 503 not reachable, 504 too slow, 502 not its protocol, or the server's own 4xx.
         """
-        attempts = 2 if idempotent else 1
-        for attempt in range(attempts):
-            try:
-                async with self._request(path, body, call, limit_s, headers) as response:
-                    reply = Reply(response.status, await self._read(response))
-                self.breaker.record_success()
-                return reply
-            except _Lost as lost:
-                if attempt + 1 == attempts:
-                    raise lost.error from lost.__cause__
-                labelled(self._metrics.retries, self.name).inc()
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return await self._post_once(path, body, call, limit_s, headers)
+        except _LostConnectionError as lost:
+            if not idempotent:
+                raise lost.error from lost.__cause__
+        labelled(self._metrics.retries, self.name).inc()
+        try:
+            return await self._post_once(path, body, call, limit_s, headers)
+        except _LostConnectionError as lost:
+            raise lost.error from lost.__cause__
 
     async def get(self, path: str, limit_s: float) -> Reply:
         """Read ``path`` once, outside of breaker and metrics (health checks)."""
@@ -160,61 +160,93 @@ class Upstream:
         self, path: str, body: bytes, *, call: str, headers: dict[str, str] | None = None
     ) -> AsyncIterator[EventStream]:
         """Send ``body`` and read the answer as it comes. Leaving closes the connection: the server stops generating."""
+        timeouts = self._timeouts
+        first_s = max(timeouts.first_token_s, timeouts.idle_s)
         try:
-            async with self._request(path, body, call, self._timeouts.policy_s, headers) as response:
-                yield EventStream(self, response, self._timeouts)
-                self.breaker.record_success()
-        except _Lost as lost:
+            response = await self._begin(path, body, call, headers, timeouts.policy_s, first_s)
+        except _LostConnectionError as lost:
             raise lost.error from lost.__cause__
+        try:
+            yield EventStream(self, response, timeouts)
+            self.breaker.record_success()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.breaker.record_cancelled()
+            raise
+        finally:
+            _leave(response)
 
-    @asynccontextmanager
-    async def _request(
+    async def _post_once(
         self, path: str, body: bytes, call: str, limit_s: float, headers: dict[str, str] | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> Reply:
+        response = await self._begin(path, body, call, headers, limit_s)
+        try:
+            reply = Reply(response.status, await self._read(response, limit_s))
+        except asyncio.CancelledError:
+            self.breaker.record_cancelled()
+            raise
+        finally:
+            _leave(response)
+        self.breaker.record_success()
+        return reply
+
+    async def _begin(
+        self,
+        path: str,
+        body: bytes,
+        call: str,
+        headers: dict[str, str] | None,
+        limit_s: float,
+        first_byte_s: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send a request; returns when the answer's head is there and says that all is well."""
         if not self.breaker.may_call():
             self._count_error("breaker_open")
             raise upstream_unavailable(self.name, self.breaker.retry_after_s)
         all_headers = self._headers if headers is None else {**self._headers, **headers}
-        timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=self._timeouts.connect_s)
+        timeout = aiohttp.ClientTimeout(limit_s, sock_connect=self._timeouts.connect_s, sock_read=first_byte_s)
         started_s = time.perf_counter()
         try:
-            response = await self._connect(self.url + path, body, all_headers, timeout, limit_s)
+            response = await self._connect(self._url(path), body, all_headers, timeout, first_byte_s or limit_s)
+            labelled(self._metrics.upstream_latency, self.name, call).observe(time.perf_counter() - started_s)
+            if response.status != 200:
+                await self._refuse_bad_status(response)
         except asyncio.CancelledError:
             self.breaker.record_cancelled()
             raise
-        labelled(self._metrics.upstream_latency, self.name, call).observe(time.perf_counter() - started_s)
-        try:
-            await self._refuse_bad_status(response)
-            yield response
-        except (asyncio.CancelledError, GeneratorExit):
-            self.breaker.record_cancelled()
-            raise
-        except TimeoutError:
-            raise self.failed_with_timeout("the whole answer", limit_s) from None
-        finally:
-            response.close() if not response.content.at_eof() else response.release()
+        return response
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = URL(self.url + path)
+        return url
 
     async def _connect(
-        self, url: str, body: bytes, headers: dict[str, str], timeout: aiohttp.ClientTimeout, limit_s: float
+        self, url: URL, body: bytes, headers: dict[str, str], limits: aiohttp.ClientTimeout, limit_s: float
     ) -> aiohttp.ClientResponse:
         for attempt in (1, 2):
             try:
-                return await self._session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
+                return await self._session.post(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 # Nothing was sent, so even a generation may be tried again.
                 if attempt == 2:
                     raise self._failed("unreachable", upstream_unavailable(self.name)) from error
                 labelled(self._metrics.retries, self.name).inc()
             except TimeoutError as error:
-                raise self.failed_with_timeout("the whole answer", limit_s) from error
+                raise self.failed_with_timeout("the beginning of its answer", limit_s) from error
             except aiohttp.ClientError as error:
-                raise _Lost(self._failed("disconnected", upstream_unavailable(self.name))) from error
+                raise _LostConnectionError(self._failed("disconnected", upstream_unavailable(self.name))) from error
         raise AssertionError("the second attempt returns or raises")
 
     async def _refuse_bad_status(self, response: aiohttp.ClientResponse) -> None:
         if response.status < 300:
             return
-        text = (await response.content.read(2**16)).decode(errors="replace")
+        try:
+            text = (await response.content.read(2**16)).decode(errors="replace")
+        except (aiohttp.ClientError, TimeoutError):
+            text = ""
+        finally:
+            _leave(response)
         if response.status in (429, 503):
             wait = response.headers.get("retry-after", "1")
             raise self._failed("busy", upstream_unavailable(self.name, float(wait) if wait.isdigit() else 1.0))
@@ -226,17 +258,24 @@ class Upstream:
         self.breaker.record_success()
         raise _client_error(self.name, response.status, text)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, limit_s: float) -> bytes:
         try:
-            parts, size = [], 0
-            async for part in response.content.iter_any():
-                parts.append(part)
-                size += len(part)
+            if (response.content_length or 0) > MAX_REPLY_BYTES:
+                raise self._failed("too_large", upstream_broken(self.name, "answered with too many bytes"))
+            data = await response.content.readany()
+            if response.content.at_eof():
+                return data
+            parts, size = [data], len(data)
+            while data := await response.content.readany():
+                parts.append(data)
+                size += len(data)
                 if size > MAX_REPLY_BYTES:
                     raise self._failed("too_large", upstream_broken(self.name, "answered with too many bytes"))
             return b"".join(parts)
         except aiohttp.ClientError as error:
-            raise _Lost(self.failed_halfway(error)) from error
+            raise _LostConnectionError(self.failed_halfway(error)) from error
+        except TimeoutError as error:
+            raise self.failed_with_timeout("its whole answer", limit_s) from error
 
     def failed_halfway(self, error: Exception | None) -> ApiError:
         """The answer stopped in the middle."""
@@ -271,7 +310,15 @@ class Upstream:
         labelled(self._metrics.breaker_open, self.name).set(self.breaker.is_open)
 
 
-class _Lost(Exception):
+def _leave(response: aiohttp.ClientResponse) -> None:
+    """Give the connection back when the answer was read to its end, else close it: the server stops working on it."""
+    if response.content.at_eof():
+        response.release()
+    else:
+        response.close()
+
+
+class _LostConnectionError(Exception):
     """The connection broke: the call may be sent again if it is idempotent, else ``error`` is the outcome."""
 
     def __init__(self, error: ApiError) -> None:
