@@ -1,0 +1,1 @@
+"""The only Kubernetes client: whatever asks a cluster for something does it through here."""
