@@ -29,7 +29,7 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "2.13.0")' 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) 'torch==2.13.0' 2>/dev/null \
 		|| $(BIN)/python -m pip install --disable-pip-version-check --no-deps --extra-index-url $(TORCH_INDEX) 'torch==2.13.0'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK)
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r $(LOCK)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -33,7 +33,7 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
         side = set_up_policy(session, job)
         critic = Trainer(
             CriticScorer(
-                build_critic(job, environment, policy=side.trainer.scorer.model),  # pyright: ignore[reportArgumentType]
+                build_critic(job, environment, side.tokenizer),
                 autocast=job.autocast,
                 shaping=job.reward.shaping,
             ),

@@ -35,7 +35,7 @@ class CollapseGuard:
         self._best_accuracy = 0.0
         self.last_reasons = ""
 
-    def judge(self, round_index: int, metrics: Mapping[str, float]) -> Verdict:
+    def judge(self, metrics: Mapping[str, float]) -> Verdict:
         """Judge ``dev/...`` and ``policy/...`` metrics of one check; what is not among them is not judged."""
         reasons = tuple(self._reasons(metrics))
         self._best_accuracy = max(self._best_accuracy, metrics.get("dev/accuracy", 0.0))

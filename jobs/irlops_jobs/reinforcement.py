@@ -53,7 +53,7 @@ def set_up_policy(session: Session, job: ReinforcementJob) -> PolicySide:
     """Build the policy, keep its warm start as the reference, and encode the demonstrations."""
     model, tokenizer = build_policy(job, session.environment)
     session.log_data()
-    scorer = PolicyScorer(model, autocast=job.autocast)
+    scorer = PolicyScorer(model, autocast=job.autocast, temperature=job.rollouts.temperature)
     reference_scorer = None
     if job.policy.kl_coefficient > 0:
         reference_scorer = scorer if job.model.lora else copy.deepcopy(scorer)
@@ -112,7 +112,7 @@ class Loop:
             done = index + 1
             if done % job.evaluate_every == 0 or done == job.num_rounds:
                 metrics |= self.check(done)
-                verdict = guard.judge(done, metrics)
+                verdict = guard.judge(metrics)
                 for warning in verdict.warnings:
                     session.say(f"warning: round {done}: {warning}")
                 if verdict.is_healthy:

@@ -17,14 +17,12 @@ from irlops_jobs.demonstrations.carriers import Demonstration
 
 Split = Literal["train", "dev", "test"]
 
-NAMES = (
-    "Ava Ben Cleo Dan Eva Finn Gina Hugo Ida Jack Kira Liam Mona Nils Olga Paul Quinn Rosa Sam Tess Uma Vera Will Xena Yuri Zoe"
-).split()
-THINGS = "apples books cards coins cookies eggs flowers marbles pencils shells stamps stickers".split()
-CONTAINERS = "bags boxes baskets packs".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday".split()
-LARGEST_AMOUNT = 99
-"""Intermediate results stay at or below this: two digits are what a model of a million parameters learns in minutes."""
+NAMES = ("Ava", "Cleo", "Eva", "Gina", "Ida", "Kira", "Mona", "Olga", "Rosa", "Tess", "Uma", "Vera", "Xena", "Zoe")
+THINGS = ("apples", "books", "cards", "coins", "cookies", "eggs", "marbles", "pencils", "shells", "stamps", "stickers")
+CONTAINERS = ("bags", "boxes", "baskets", "packs")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "Monday")
+LARGEST_AMOUNT = 60
+"""Intermediate results stay at or below this: what a model of a million parameters can learn in minutes."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,11 @@ class Step:
     """One sentence of the question, one or two lines of the solution.
 
     Example:
-        ``Step("buys_packs", a=3, b=8)``: "She buys 3 bags with 8 apples each."
+        ``Step("buys_packs", a=3, b=4)``: "Monday she buys 3 bags of 4."
     """
 
     kind: str
-    a: int
+    a: int = 0
     b: int = 0
 
 
@@ -56,89 +54,83 @@ class Program:
 
 @dataclass(frozen=True)
 class Telling:
-    """Told words of a step: its sentence, and its solution lines as (lead-in, expression, result, tail)."""
+    """A step in words: what is said of it, the equations that solve it, and the amount afterwards."""
 
     sentence: str
-    lines: tuple[tuple[str, str, int, str], ...]
+    equations: tuple[tuple[str, int], ...]
     amount: int
 
 
-def _buys(step: Step, amount: int, thing: str, _: str) -> Telling:
+def _buys(step: Step, amount: int, _: str) -> Telling:
     total = amount + step.a
-    return Telling(f"buys {step.a} more {thing}", (("so", f"{amount}+{step.a}", total, thing),), total)
+    return Telling(f"buys {step.a}", ((f"{amount}+{step.a}", total),), total)
 
 
-def _gives(step: Step, amount: int, thing: str, _: str) -> Telling:
+def _loses(step: Step, amount: int, _: str) -> Telling:
     total = amount - step.a
-    return Telling(f"gives away {step.a} {thing}", (("so", f"{amount}-{step.a}", total, thing),), total)
+    return Telling(f"loses {step.a}", ((f"{amount}-{step.a}", total),), total)
 
 
-def _buys_packs(step: Step, amount: int, thing: str, container: str) -> Telling:
+def _buys_packs(step: Step, amount: int, container: str) -> Telling:
     product = step.a * step.b
     total = amount + product
-    lines = (("new", f"{step.a}*{step.b}", product, thing), ("so", f"{amount}+{product}", total, thing))
-    return Telling(f"buys {step.a} {container} with {step.b} {thing} each", lines, total)
+    equations = ((f"{step.a}*{step.b}", product), (f"{amount}+{product}", total))
+    return Telling(f"buys {step.a} {container} of {step.b}", equations, total)
 
 
-def _uses_daily(step: Step, amount: int, thing: str, _: str) -> Telling:
+def _gives_each(step: Step, amount: int, _: str) -> Telling:
     product = step.a * step.b
     total = amount - product
-    lines = (("used", f"{step.a}*{step.b}", product, thing), ("so", f"{amount}-{product}", total, thing))
-    return Telling(f"uses {step.a} {thing} a day for {step.b} days", lines, total)
+    equations = ((f"{step.a}*{step.b}", product), (f"{amount}-{product}", total))
+    return Telling(f"gives {step.a} friends {step.b} each", equations, total)
 
 
-def _multiplies(step: Step, amount: int, thing: str, _: str) -> Telling:
-    total = amount * step.a
-    return Telling(f"ends up with {step.a} times as many {thing}", (("so", f"{amount}*{step.a}", total, thing),), total)
+def _doubles(_: Step, amount: int, __: str) -> Telling:
+    return Telling("doubles them", ((f"{amount}*2", amount * 2),), amount * 2)
 
 
-def _shares(step: Step, amount: int, thing: str, _: str) -> Telling:
-    total = amount // step.a
-    sentence = f"shares the {thing} equally among {step.a} people and keeps one share"
-    return Telling(sentence, (("so", f"{amount}/{step.a}", total, thing),), total)
+def _halves(_: Step, amount: int, __: str) -> Telling:
+    return Telling("gives half away", ((f"{amount}/2", amount // 2),), amount // 2)
 
 
-TELLERS: dict[str, Callable[[Step, int, str, str], Telling]] = {
+def _keeps_third(_: Step, amount: int, __: str) -> Telling:
+    return Telling("keeps a third", ((f"{amount}/3", amount // 3),), amount // 3)
+
+
+TELLERS: dict[str, Callable[[Step, int, str], Telling]] = {
     "buys": _buys,
-    "gives": _gives,
+    "loses": _loses,
     "buys_packs": _buys_packs,
-    "uses_daily": _uses_daily,
-    "multiplies": _multiplies,
-    "shares": _shares,
+    "gives_each": _gives_each,
+    "doubles": _doubles,
+    "halves": _halves,
+    "keeps_third": _keeps_third,
 }
 
 
 def _draw_step(rng: random.Random, amount: int) -> Step | None:
     """A step that keeps the amount a whole number between 2 and LARGEST_AMOUNT, or None when the draw doesn't fit."""
-    kind = rng.choice(("buys", "gives", "buys_packs", "uses_daily", "multiplies", "shares"))
+    kind = rng.choice(("buys", "loses", "buys_packs", "gives_each", "doubles", "halves", "keeps_third"))
     match kind:
-        case "buys":
-            step, after = Step(kind, a := rng.randint(2, 40)), amount + a
-        case "gives":
-            step, after = Step(kind, a := rng.randint(2, max(2, min(40, amount - 2)))), amount - a
-        case "buys_packs":
-            a, b = rng.randint(2, 9), rng.randint(2, 9)
-            step, after = Step(kind, a, b), amount + a * b
-        case "uses_daily":
-            a, b = rng.randint(2, 9), rng.randint(2, 9)
-            step, after = Step(kind, a, b), amount - a * b
-        case "multiplies":
-            step, after = Step(kind, a := rng.randint(2, 3)), amount * a
+        case "buys" | "loses":
+            step = Step(kind, rng.randint(2, 9))
+        case "buys_packs" | "gives_each":
+            step = Step(kind, rng.randint(2, 4), rng.randint(2, 5))
         case _:
-            divisors = [d for d in range(2, 6) if amount % d == 0]
-            if not divisors:
-                return None
-            step, after = Step(kind, a := rng.choice(divisors)), amount // a
-    return step if 2 <= after <= LARGEST_AMOUNT else None
+            step = Step(kind)
+    divisor = {"halves": 2, "keeps_third": 3}.get(kind, 1)
+    if amount % divisor:
+        return None
+    return step if 2 <= _apply(step, amount) <= LARGEST_AMOUNT else None
 
 
 def _apply(step: Step, amount: int) -> int:
-    return TELLERS[step.kind](step, amount, "", "").amount
+    return TELLERS[step.kind](step, amount, "").amount
 
 
 def draw_program(rng: random.Random, num_steps: int) -> Program:
     """A random program of ``num_steps`` steps whose every intermediate amount is a whole number."""
-    start = amount = rng.randint(5, 80)
+    start = amount = rng.randint(4, 30)
     steps: list[Step] = []
     while len(steps) < num_steps:
         step = _draw_step(rng, amount)
@@ -155,12 +147,11 @@ def tell(program: Program, rng: random.Random) -> tuple[str, str, str]:
     amount = program.start
     sentences, lines = [f"{name} has {amount} {thing}."], []
     for day, step in zip(DAYS, program.steps, strict=False):
-        telling = TELLERS[step.kind](step, amount, thing, container)
-        sentences.append(f"On {day} {name} {telling.sentence}.")
-        for index, (what, expr, result, unit) in enumerate(telling.lines):
-            lines.append(f"{what if index else f'On {day}'}: {expr}=<<{expr}={result}>>{result} {unit}")
+        telling = TELLERS[step.kind](step, amount, container)
+        sentences.append(f"{day} she {telling.sentence}.")
+        lines.append(f"{day}: " + ", ".join(f"{expr}=<<{expr}={result}>>{result}" for expr, result in telling.equations))
         amount = telling.amount
-    question = " ".join([*sentences, f"How many {thing} does {name} have now?"])
+    question = " ".join([*sentences, f"How many {thing} are left?"])
     return question, "\n".join([*lines, f"#### {amount}"]), str(amount)
 
 

@@ -2,16 +2,112 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from irlops.contracts.jobs import Job, JobEnvironment
-from irlops.errors import CheckpointError
+from irlops.contracts.jobs import AirlJob, EvaluateJob, Job, JobEnvironment
+from irlops.errors import ConfigError
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.models.load import load_critic, load_policy, load_tokenizer, new_critic
+from irlops_jobs.models.load import load_critic, load_policy, load_tokenizer, new_critic, with_lora
 from irlops_jobs.models.presets import find_preset
-from irlops_jobs.models.save import save_model
+from irlops_jobs.models.save import merged_state_dict, save_model
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import Session
+
+CRITIC_LIKE_POLICY = "policy"
+"""model.critic_from: start from the policy's backbone."""
+
+
+def build_policy(job: Job, environment: JobEnvironment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The policy to train or evaluate, and its tokenizer.
+
+    Raises:
+        ConfigError: ``model.policy_from`` names a folder that isn't there.
+    """
+    cache_dir = environment.state_dir / "cache"
+    origin = find_preset(job.model.preset).policy if job.model.policy_from is None else _folder(job, environment, "policy_from")
+    tokenizer = load_tokenizer(origin, cache_dir=cache_dir)
+    model = load_policy(origin, cache_dir=cache_dir, dtype=job.model.dtype, seed=derive_seed("policy", job.seed) % 2**31)
+    if job.model.lora:
+        return with_lora(model, job.model.lora, seed=job.seed), tokenizer
+    return model, tokenizer
+
+
+def build_critic(job: AirlJob | EvaluateJob, environment: JobEnvironment, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """A critic to train on: a trained one, or a backbone with a fresh head whose first rewards are all but zero.
+
+    ``critic_from: policy`` copies the policy's starting backbone, so both players read equally well from the start
+    (equal sizes did best in GAD, arXiv 2511.10643).
+    """
+    cache_dir = environment.state_dir / "cache"
+    seed = derive_seed("critic", job.seed) % 2**31
+    preset = find_preset(job.model.preset)
+    if job.model.critic_from in (None, CRITIC_LIKE_POLICY):
+        origin: Any = preset.critic
+        if job.model.critic_from == CRITIC_LIKE_POLICY:
+            origin = preset.policy if job.model.policy_from is None else _folder(job, environment, "policy_from")
+        model = new_critic(origin, cache_dir=cache_dir, seed=seed, dtype=job.model.dtype)
+    else:
+        model = load_critic(_folder(job, environment, "critic_from"), tokenizer=tokenizer, dtype=job.model.dtype)
+    if job.model.lora and isinstance(job, AirlJob):
+        return with_lora(model, job.model.lora, seed=seed, train_head=True)
+    return model
+
+
+def _folder(job: Job, environment: JobEnvironment, key: str) -> Path:
+    relative = getattr(job.model, key)
+    folder = environment.state_dir / relative
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.{key} of {job.run_name} is {relative}, but {folder} holds no model (no config.json). "
+            "Run the job that writes it first, or correct the path: it is relative to IRLOPS_STATE_DIR."
+        )
+    return folder
+
+
+def identity_of(job: Job) -> dict[str, str]:
+    """What a checkpoint must agree on to be resumed by this job."""
+    return {
+        "kind": job.kind,
+        "preset": job.model.preset,
+        "policy_from": job.model.policy_from or "",
+        "lora": "" if job.model.lora is None else job.model.lora.model_dump_json(),
+        "seed": str(job.seed),
+    }
+
+
+def export_policy(session: Session, trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write ``<run>/policy`` in Hugging Face layout, adapters merged."""
+    _export(session, trainer, tokenizer, "policy")
+
+
+def export_critic(session: Session, trainer: Trainer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write ``<run>/critic``: a token classifier with one label that stock vLLM serves as it is."""
+    _export(session, trainer, tokenizer, "critic")
+
+
+def _export(session: Session, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    model: nn.Module = trainer.scorer.model  # pyright: ignore[reportAssignmentType]
+    weights = merged_state_dict(model)
+    if session.runtime.is_main:
+        save_model(model, tokenizer, session.run_dir / name, state_dict=weights)
+        _write_lineage(session, name)
+        session.say(f"wrote {session.run_dir / name}")
+    session.runtime.barrier()
+
+
+def _write_lineage(session: Session, name: str) -> None:
+    lineage: Mapping[str, Any] = {
+        "run_name": session.job.run_name,
+        "kind": session.job.kind,
+        "base_model": session.job.model.preset,
+        "data": session.demonstrations.name,
+        "data_digest": session.demonstrations.digest,
+        "seed": session.job.seed,
+    }
+    (session.run_dir / name / "lineage.json").write_text(json.dumps(lineage, indent=1) + "\n")

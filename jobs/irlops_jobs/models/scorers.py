@@ -10,12 +10,17 @@ from irlops_jobs.models.shared_prefix import TraceBatch, chosen_logprobs, hidden
 
 
 class PolicyScorer(nn.Module):
-    """Log-probabilities of solution tokens under a causal language model."""
+    """Log-probabilities of solution tokens under a causal language model.
 
-    def __init__(self, model: nn.Module, *, autocast: str = "none") -> None:
+    Args:
+        temperature: of the rollouts; the policy being trained is the one that was sampled, temperature included.
+    """
+
+    def __init__(self, model: nn.Module, *, autocast: str = "none", temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
         self._autocast = autocast
+        self._temperature = temperature
 
     def forward(self, batch: TraceBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies.
@@ -27,7 +32,8 @@ class PolicyScorer(nn.Module):
             before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
         mask_ST = batch.solution_mask_ST
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-        hidden_NH = before_STH[mask_ST].to(head.weight.dtype)  # pyright: ignore[reportArgumentType]
+        # Scaling the states scales the logits: heads of causal language models have no bias.
+        hidden_NH = before_STH[mask_ST].to(head.weight.dtype) / self._temperature  # pyright: ignore
         chosen_N, entropy_N = chosen_logprobs(hidden_NH, batch.solution_ids_ST[mask_ST], head, head.weight.shape[0])
         return _scatter(chosen_N, mask_ST), _scatter(entropy_N, mask_ST)
 
