@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 from irlops.selection import Calibration
 
 from irlops.contracts.rerank import StepReward, SuspectedError, TokenReward
+from irlops.steps import segment_steps
 from irlops_serving.gateway.tokens import Spans
-
-# A line is a step. Within a line a sentence is one, when it ends with . ! ? or ; before white space and a new
-# beginning: "3.5" has no space after its point, and "approx. 4" no capital, so neither is cut.
-_BOUNDARY = re.compile(r"\n\s*|(?<=[.!?;])[ \t]+(?=[A-Z$(\[])")
-# Cuts that end no step: after an abbreviation, and after the number of a list item ("1. First").
-_NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|vs|approx|Mr|Mrs|Ms|Dr|St|No|Fig|Eq)\.|(?:^|\n)[ \t]*\d{1,2}[.)])[ \t]+$")
-_LONGEST_NO_END = 16
-
-
-def segment_steps(text: str) -> Spans:
-    """Contiguous ``(start, end)`` of the steps of a solution; white space belongs to the step before it."""
-    first = len(text) - len(text.lstrip())
-    ends = (match.end() for match in _BOUNDARY.finditer(text, first))
-    edges = [0, *(end for end in ends if end < len(text) and not _ends_no_step(text, end)), len(text)]
-    return [(start, end) for start, end in pairwise(edges) if end > start]
-
-
-def _ends_no_step(text: str, end: int) -> bool:
-    return _NO_END.search(text[max(0, end - _LONGEST_NO_END) : end]) is not None
 
 
 def discounted_returns(rewards: Sequence[float], gamma: float) -> list[float]:
