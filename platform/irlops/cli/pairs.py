@@ -68,8 +68,12 @@ def list_pairs(tracking_uri: TrackingUri = None, as_json: AsJson = False) -> Non
 @app.command()
 def show(ref: Ref, tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
     """Show one pair: where its weights are, what it was made from, what it was measured at."""
+    from irlops.contracts.pair import parse_reference
+    from irlops.registry.pairs import pair_in_folder
+
     with waiting("Reading the registry"):
-        pair = open_registry(tracking_uri, optional=_is_folder(ref)).resolve(ref)
+        is_folder = parse_reference(ref).kind == "folder"  # needs no registry
+        pair = pair_in_folder(Path(ref)) if is_folder else open_registry(tracking_uri).resolve(ref)
     if as_json:
         print_json(pair.model_dump())
     else:
@@ -163,12 +167,11 @@ def repair(tracking_uri: TrackingUri = None) -> None:
     stdout().print(f"Moved back: {', '.join(moved)}." if moved else "Nothing was torn.")
 
 
-def open_registry(tracking_uri: str | None, *, create: bool = False, optional: bool = False) -> PairRegistry:
+def open_registry(tracking_uri: str | None, *, create: bool = False) -> PairRegistry:
     """The registry that a command works on.
 
     Args:
         create: Begin a database for this folder when there is nothing yet.
-        optional: The command may not need it (a folder); then one in memory will do.
 
     Raises:
         ConfigError: there is none.
@@ -177,8 +180,6 @@ def open_registry(tracking_uri: str | None, *, create: bool = False, optional: b
     from irlops.registry.pairs import PairRegistry
 
     uri = tracking_uri or find_tracking_uri()
-    if uri is None and optional:
-        uri = "sqlite://"
     if uri is None and create:
         default_mlflow_dir().mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{default_mlflow_dir() / 'mlflow.db'}"
@@ -195,7 +196,8 @@ def _table(pairs: list[Pair]) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("pair", "alias", "critic", *_COLUMNS, "on", "run", "registered"):
-        table.add_column(heading, justify="right" if heading in _COLUMNS else "left")
+        is_wide = heading in ("run", "registered")
+        table.add_column(heading, justify="right" if heading in _COLUMNS else "left", no_wrap=not is_wide)
     for pair in pairs:
         numbers = [_number(pair.evaluation, metric) for metric in _COLUMNS.values()]
         table.add_row(
@@ -275,12 +277,6 @@ def _alias(text: str) -> Alias:
     if text == "champion" or text == "challenger":
         return text
     raise ConfigError(f"{text!r} is no alias. Choose champion or challenger.")
-
-
-def _is_folder(ref: str) -> bool:
-    from irlops.contracts.pair import parse_reference
-
-    return parse_reference(ref).kind == "folder"
 
 
 def _number(evaluation: EvaluationSummary | None, metric: str) -> str:

@@ -7,6 +7,7 @@ runs, and its database is read directly when it does not.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ def open_client(tracking_uri: str, *, check: bool = True) -> MlflowClient:
         os.environ.setdefault(name, value)
     with _quiet_import():
         from mlflow import MlflowClient
+    mlflow_log = logging.getLogger("mlflow")
+    mlflow_log.setLevel(max(mlflow_log.level, logging.WARNING))  # it tells of every table it creates
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 

@@ -1,0 +1,97 @@
+"""``irlops ask`` and ``irlops score`` before a real gateway with stub servers behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from irlops.cli.main import app
+from support.gateway_rig import RIGHT, WRONG, Rig, rig
+
+
+async def irlops(rig: Rig | None, *arguments: str, stdin: str | None = None) -> Any:
+    """The command in a thread: the gateway needs this one's event loop."""
+    address = [] if rig is None else ["--url", rig.url]
+    return await asyncio.to_thread(CliRunner().invoke, app, [*arguments, *address], input=stdin)
+
+
+async def test_ask_shows_the_chosen_solution_the_votes_and_every_candidate() -> None:
+    async with rig(policy={"solutions": (WRONG, RIGHT)}) as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--candidates", "4", "--selector", "reward")
+    assert result.exit_code == 0, result.output
+    assert "Answer: 4" in result.output
+    assert "reward of 4 candidates (4 scored)  ·  pair v3/v3" in result.output
+    assert result.output.count("→") == 1
+    assert [heading in result.output for heading in ("candidates", "reward", "solution")] == [True] * 3
+
+
+async def test_ask_prints_json_for_programs() -> None:
+    async with rig() as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--candidates", "4", "--json")
+    body = json.loads(result.stdout)
+    chosen = body["rerank"]["candidates"][body["rerank"]["chosen_index"]]
+    assert body["text"] == chosen["text"]
+    assert body["rerank"]["candidates_sampled"] == 4
+
+
+async def test_the_plain_policy_can_be_asked_too() -> None:
+    async with rig() as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--policy-only")
+    assert (result.exit_code, "####" in result.output) == (0, True)
+
+
+async def test_a_degraded_answer_says_so() -> None:
+    async with rig(critic={"fail": lambda: web.Response(status=503)}) as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--candidates", "4", "--selector", "reward")
+    assert (result.exit_code, "Degraded (critic_unavailable)" in result.output) == (0, True), result.output
+
+
+async def test_what_the_gateway_refuses_is_its_own_words_and_exit_code_2() -> None:
+    async with rig() as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--selector", "best")
+    assert (result.exit_code, "The gateway refused the request" in result.output) == (2, True), result.output
+
+
+async def test_no_gateway_is_one_line_and_a_retryable_code() -> None:
+    result = await irlops(None, "ask", "What is 2 + 2?", "--url", "http://127.0.0.1:9")
+    assert (result.exit_code, result.output.count("\n")) == (200, 1)
+    assert "Start one with `irlops serve`" in result.output
+
+
+@pytest.mark.parametrize("candidates", ["0", "65", "many"])
+async def test_an_impossible_number_of_candidates_is_refused_at_once(candidates: str) -> None:
+    result = await irlops(None, "ask", "What is 2 + 2?", "--candidates", candidates)
+    assert (result.exit_code, "--candidates" in result.output) == (2, True)
+
+
+def test_the_most_candidates_here_are_the_gateway_s() -> None:
+    from irlops.cli.main import load_command
+    from irlops.contracts.rerank import MAX_CANDIDATES
+
+    option = next(option for option in load_command("ask").params if option.name == "candidates")
+    assert f"<={MAX_CANDIDATES}" in str(option.get_help_extra(None).get("range", ""))
+
+
+async def test_score_shows_every_token_and_every_step() -> None:
+    async with rig() as running:
+        result = await irlops(running, "score", "-q", "What is 2 + 2?", "-s", WRONG)
+    assert result.exit_code == 0, result.output
+    assert f"mean of {len(WRONG.split())} tokens" in result.output
+    assert "step  reward" in result.output
+
+
+async def test_a_solution_can_come_from_standard_input() -> None:
+    async with rig() as running:
+        result = await irlops(running, "score", "-q", "What is 2 + 2?", "-s", "-", "--json", stdin=RIGHT)
+    assert json.loads(result.stdout)["items"][0]["answer"] == "4"
+
+
+@pytest.mark.parametrize("arguments", [(), ("-s", "x", "--solution-file", "y"), ("-s", "  ")])
+async def test_a_solution_has_to_be_given_once(arguments: tuple[str, ...]) -> None:
+    result = await irlops(None, "score", "-q", "What is 2 + 2?", *arguments)
+    assert (result.exit_code, "solution" in result.output) == (2, True)
