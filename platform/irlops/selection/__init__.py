@@ -1,0 +1,9 @@
+"""Choosing one of N candidate solutions. An offline number and an online answer come from these very lines."""
+
+from irlops.contracts.evaluation import Calibration
+from irlops.selection.aggregation import aggregate
+from irlops.selection.candidates import Candidate
+from irlops.selection.selectors import Selection, select
+from irlops.selection.stopping import is_settled
+
+__all__ = ["Calibration", "Candidate", "Selection", "aggregate", "is_settled", "select"]
