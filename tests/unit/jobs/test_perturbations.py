@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irlops_jobs.demonstrations.arithmetic import load_arithmetic
-from irlops_jobs.demonstrations.equations import parse_solution
 from irlops_jobs.demonstrations.expressions import ANNOTATION, evaluate, parse_number, strip_annotations
 from irlops_jobs.demonstrations.perturbations import (
     KINDS,
