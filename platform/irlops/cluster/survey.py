@@ -83,7 +83,7 @@ def _connect(kubeconfig: Path | None, namespace: str | None) -> _Cluster:
     try:
         api = config.new_client_from_config(file)
         _, active = config.list_kube_config_contexts(file)
-    except (ConfigException, OSError, ValueError) as error:
+    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"The kubeconfig {kubeconfig or '(default place)'} can't be used ({error}). Set KUBECONFIG to one that "
             "works with `kubectl get ns`."
