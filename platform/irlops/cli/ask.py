@@ -104,8 +104,10 @@ def print_answer(answer: Answer, console: Console) -> None:
     if result.degraded:
         console.print(f"Degraded ({result.degraded}): {result.explanation}", style="yellow", markup=False)
     if len(result.answers) > 1:
+        console.print("\nanswers", style="bold")
         console.print(_votes(result))
     if len(result.candidates) > 1:
+        console.print("\ncandidates", style="bold")
         console.print(_candidates(result))
 
 
@@ -146,7 +148,11 @@ def _headline(result: RerankResult, chosen: RerankCandidate | None) -> str:
 def _votes(result: RerankResult) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title="\nanswers", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     table.add_column("answer")
     table.add_column("votes", justify="right")
     table.add_column("weight", justify="right")
@@ -159,7 +165,11 @@ def _candidates(result: RerankResult) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", title="\ncandidates", title_justify="left")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for heading, justify in (
         ("", "left"),
         ("#", "right"),

@@ -57,7 +57,8 @@ def legend(tokens: Sequence[TokenReward], console: Console) -> Text:
 
     scale = colour_scale([token.reward for token in tokens])
     if console.color_system is None or console.no_color:
-        return Text(f"[token -1.0]: reward below {-scale / 3:.1f}, unlike an expert")
+        doubted = any(_is_doubted(token, scale) for token in tokens)
+        return Text(f"[token reward]: below {-scale / 3:.1f}, unlike an expert" if doubted else "No token stands out.")
     text = Text()
     for step in range(-4, 5):
         text.append(f"{step * scale / 4:+5.1f} ", style=_style(step * scale / 4, scale))
@@ -73,11 +74,15 @@ def _append_coloured(rendered: Text, token: TokenReward, scale: float) -> None:
 
 
 def _bracketed(token: TokenReward, scale: float) -> str:
-    if token.reward > -scale / 3 or not token.text.strip():
-        return token.text
     text = token.text
+    if not _is_doubted(token, scale):
+        return text
     before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     return f"{before}[{text.strip()} {token.reward:+.1f}]{after}"
+
+
+def _is_doubted(token: TokenReward, scale: float) -> bool:
+    return token.reward <= -scale / 3 and bool(token.text.strip())
 
 
 def _style(reward: float, scale: float) -> str:
