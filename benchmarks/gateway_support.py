@@ -187,6 +187,17 @@ def _wait_ready(child: subprocess.Popen[bytes], url: str, timeout_s: float, log:
     raise RuntimeError(f"{child.args} did not answer {url}:\n{log.read()[-4000:].decode(errors='replace')}")
 
 
+def tool_environment(name: str, *requirements: str) -> Path:
+    """A virtual environment of its own for what is only compared with, kept under ``out/bench`` between runs."""
+    folder = REPO / "out" / "bench" / name
+    if not (folder / ".installed").exists():
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([*uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python"), *requirements], check=True)
+        (folder / ".installed").touch()
+    return folder
+
+
 @contextlib.contextmanager
 def stub(delay_s: float = 0.0, stream_pause_s: float = 0.0, chunks: int = 1) -> Iterator[str]:
     """The URL of a stub upstream in its own process."""

@@ -98,7 +98,7 @@ async def running(
     server = DrainingServer(server_config(gateway, settings), gateway)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve(sockets=[listening]))
-    while not server.started and not task.done():
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     scheme = "https" if settings.tls_cert_file else "http"
     try:

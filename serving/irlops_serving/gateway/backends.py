@@ -43,6 +43,7 @@ class Backends:
         self.seen_ready = {"policy": False, "critic": False}
         self.num_leases = 0
         self.retired = False
+        self.closing: asyncio.Future[None] | None = None
 
     async def probe(self) -> None:
         """Ask both servers whether they are ready, and remember the answers."""
@@ -57,6 +58,11 @@ class Backends:
         self.seen_ready[name] |= self.ready[name]
         labelled(self._metrics.upstream_ready, name).set(self.ready[name])
         labelled(self._metrics.breaker_open, name).set(client.upstream.breaker.is_open)
+
+    def close_if_unused(self) -> None:
+        """After a swap: close once the last request has left, without making that request wait for it."""
+        if self.retired and self.num_leases == 0:
+            self.closing = asyncio.ensure_future(self.close())
 
     async def close(self) -> None:
         """Close every connection to both servers."""
@@ -77,8 +83,7 @@ class Lease:
 
     async def __aexit__(self, *_: object) -> None:
         self._backends.num_leases -= 1
-        if self._backends.retired and self._backends.num_leases == 0:
-            await self._backends.close()
+        self._backends.close_if_unused()
 
 
 def _breaker(settings: GatewaySettings) -> CircuitBreaker:
@@ -114,8 +119,7 @@ class Pairs:
         labelled(self._metrics.reloads, "pair", "ok").inc()
         logger.info("pair_swapped", **following.versions.model_dump())
         previous.retired = True
-        if previous.num_leases == 0:
-            await previous.close()
+        previous.close_if_unused()
 
     def _say_which(self, backends: Backends) -> None:
         self._metrics.pair.clear()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +28,7 @@ EVENT_STREAM: Headers = [
 ]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A request that ends sooner never pays for a task that listens to its connection.
-WATCH_CONNECTION_AFTER_S = 0.02
+WATCH_CONNECTION_AFTER_S = 0.2
 
 
 class Exchange:
@@ -38,6 +38,7 @@ class Exchange:
         "body_timeout_s",
         "caller",
         "facts",
+        "is_answered",
         "max_body_bytes",
         "method",
         "path",
@@ -57,6 +58,8 @@ class Exchange:
         self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
         self.started_s = time.perf_counter()
         self.status = 0
+        self.is_answered = False
+        """Whether the last byte was handed to the server."""
         self.caller = ""
         self.facts: dict[str, Any] = {}
         """What the access log says beside the usual (model, tokens, degraded, …)."""
@@ -73,7 +76,7 @@ class Exchange:
     def _request_id(self) -> str:
         given = self.header(b"x-request-id")
         # Anything else could forge log lines.
-        return given.decode() if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        return given.decode() if given and _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
 
     async def read_body(self) -> bytes:
         """The whole body.
@@ -122,6 +125,7 @@ class Exchange:
         self.status = status
         start = [*(headers or [JSON]), (b"content-length", str(len(body)).encode()), *self.response_headers]
         await self.send({"type": "http.response.start", "status": status, "headers": start})
+        self.is_answered = True
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 
     async def respond_json(self, value: Any, status: int = 200) -> None:
@@ -144,6 +148,7 @@ class Exchange:
 
     async def end_stream(self, *, done: bool = True) -> None:
         """End a started stream, with OpenAI's ``[DONE]`` when it ended well."""
+        self.is_answered = True
         await self.send({"type": "http.response.body", "body": b"data: [DONE]\n\n" if done else b""})
 
     async def respond_error(self, error: ApiError) -> None:
@@ -163,10 +168,10 @@ class CancelWhenGone:
     Cancelling closes the upstream connection, which is how a policy server learns to stop generating.
     """
 
-    __slots__ = ("_gone", "_handle", "_receive", "_task", "_watcher")
+    __slots__ = ("_exchange", "_gone", "_handle", "_task", "_watcher")
 
     def __init__(self, exchange: Exchange) -> None:
-        self._receive = exchange.receive
+        self._exchange = exchange
         self._gone = False
         self._watcher: asyncio.Task[None] | None = None
 
@@ -181,8 +186,10 @@ class CancelWhenGone:
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._exchange.receive())["type"] != "http.disconnect":
             pass
+        if self._exchange.is_answered:
+            return  # the server says "disconnect" after a whole answer too
         self._gone = True
         self._task.cancel()
 

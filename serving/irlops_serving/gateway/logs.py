@@ -17,7 +17,6 @@ def configure_logs(level: str) -> None:
     """Set the process's logging up: ours, and the server's and libraries' through the same format."""
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             mask_secrets,

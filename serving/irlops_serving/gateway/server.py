@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -21,7 +22,8 @@ from irlops_serving.gateway.settings import CONFIG_FILE_VARIABLE, GatewaySetting
 
 # Longer than the load balancers' usual 60 s: they, not we, close idle connections first.
 KEEP_ALIVE_S = 75
-MAX_HEADER_BYTES = 32_768
+# Requests make hardly any cycles; Python's 700 would look for them on every other one.
+GARBAGE_BEFORE_COLLECTION = 20_000
 
 
 class DrainingServer(uvicorn.Server):
@@ -61,8 +63,16 @@ def serve(config_file: Path | None, overrides: dict[str, Any]) -> int:
     logger.info(
         "listening", url=f"{scheme}://{host}:{port}", **gateway.settings.pair.model_dump(include={"policy_version"})
     )
+    settle_memory()
     uvloop.run(_serve(server, listening))
     return 0 if server.started else 1
+
+
+def settle_memory() -> None:
+    """Leave what was imported out of garbage collection: walking it again and again costs requests a tenth."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_BEFORE_COLLECTION)
 
 
 async def _serve(server: DrainingServer, listening: socket.socket) -> None:

@@ -164,7 +164,7 @@ class TimeoutSettings(_Section):
     """Seconds each phase may take."""
 
     body_s: float = Field(default=30, gt=0)
-    connect_s: float = Field(default=2, gt=0)
+    connect_s: float = Field(default=5, gt=0)
     first_token_s: float = Field(default=60, gt=0)
     """Until the policy's first byte on a stream."""
     idle_s: float = Field(default=30, gt=0)

@@ -1,0 +1,237 @@
+"""Readiness, metrics, traces, logs, drain and the swap to another pair."""
+
+import asyncio
+import json
+import signal
+import ssl
+import subprocess
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from irlops_serving.gateway.tracing import traced_with
+from support.gateway_rig import QUESTION, RIGHT, rig, running, settings_for
+from support.stub_upstreams import StubCritic, StubPolicy, Vocabulary, served
+
+CHAT = "/v1/chat/completions"
+
+
+async def _eventually(ask, wanted, seconds=3.0):
+    for _ in range(int(seconds / 0.02)):
+        got = await ask()
+        if got == wanted:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{got} never became {wanted}")
+
+
+async def _ready(r):
+    status, body = await r.get("/readyz")
+    return status, body["policy"], body["critic"], body["degraded"]
+
+
+async def test_the_gateway_is_ready_only_once_both_servers_have_been():
+    async with rig(critic={"healthy": False}) as r:
+        assert await _ready(r) == (503, "ready", "unavailable", False)
+        r.critic.healthy = True
+        await _eventually(lambda: _ready(r), (200, "ready", "ready", False))
+
+
+async def test_a_critic_that_goes_away_degrades_but_keeps_the_gateway_ready():
+    async with rig() as r:
+        r.critic.healthy = False
+        await _eventually(lambda: _ready(r), (200, "ready", "unavailable", True))
+
+
+async def test_a_policy_that_goes_away_makes_the_gateway_unready_yet_alive():
+    async with rig() as r:
+        r.policy.healthy = False
+        await _eventually(lambda: _ready(r), (503, "unavailable", "ready", False))
+        assert (await r.get("/healthz"))[0] == 200
+
+
+async def test_metrics_carry_the_gen_ai_names_and_the_best_of_n_series():
+    async with rig({"solutions": ["5 #### 5", RIGHT]}) as r:
+        await r.rerank(candidates=4, selector="reward")
+        await r.events(model="policy")
+        metrics = await r.metrics()
+    for line in (
+        'gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_request_model="reranked",http_response_status_code="200"} 1.0',
+        # Twice "5 #### 5" (3 words) and twice RIGHT (7 words).
+        'gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_request_model="reranked",gen_ai_token_type="output"} 20.0',
+        'gen_ai_server_time_to_first_token_seconds_count{gen_ai_operation_name="chat",gen_ai_request_model="policy"} 1.0',
+        'irlops_gateway_candidates_sum{stage="sampled"} 4.0',
+        'irlops_gateway_candidates_sum{stage="scored"} 4.0',
+        "irlops_gateway_chosen_rank_sum 1.0",
+        "irlops_gateway_agreement_sum 0.5",
+        'irlops_gateway_pair_info{critic_version="3",policy_version="3"} 1.0',
+        'irlops_gateway_breaker_open{upstream="critic"} 0.0',
+    ):
+        assert line in metrics
+    # RIGHT has two fours in seven words: 2 / 7; the other has none.
+    assert "irlops_gateway_reward_spread_sum 0.2857" in metrics
+    assert "irlops_gateway_critic_seconds_count" in metrics
+
+
+async def test_a_request_to_an_unknown_path_makes_no_series():
+    async with rig() as r:
+        await r.get("/one")
+        before = (await r.metrics()).count("\n")
+        await r.get("/two")
+        assert (await r.metrics()).count("\n") == before
+
+
+async def test_one_trace_goes_through_gateway_policy_and_critic():
+    exporter = InMemorySpanExporter()
+    tracer = traced_with(SimpleSpanProcessor(exporter))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with rig({"solutions": [RIGHT]}, tracer=tracer) as r:
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        body = {"model": "reranked", "messages": QUESTION, "rerank": {"candidates": 2, "selector": "reward"}}
+        await r.post(CHAT, body, headers=headers)
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"gateway.reranked", "policy.sample", "critic.score"}
+    assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {trace}
+    assert spans["policy.sample"].parent.span_id == spans["gateway.reranked"].context.span_id
+    sent = f"00-{trace}-{spans['policy.sample'].context.span_id:016x}-01"
+    assert r.policy.headers[0]["traceparent"] == sent
+    assert r.critic.headers[0]["traceparent"] == f"00-{trace}-{spans['critic.score'].context.span_id:016x}-01"
+    assert r.policy.headers[0]["x-request-id"] == r.critic.headers[0]["x-request-id"]
+
+
+async def test_a_terminated_gateway_answers_what_runs_and_then_stops():
+    async with rig({"solutions": ["a b c d"], "token_delay_s": 0.1}) as r:
+        streaming = asyncio.create_task(r.events(model="policy"))
+        await asyncio.sleep(0.15)
+        r.server.handle_exit(signal.SIGTERM, None)
+        await asyncio.sleep(0.2)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            async with aiohttp.ClientSession(r.url) as other:
+                await other.get("/healthz")
+        events = await streaming
+    assert events[-1] == "[DONE]"
+
+
+async def test_a_draining_gateway_is_not_ready_but_still_answers():
+    async with rig({"solutions": [RIGHT]}, timeouts={"drain_delay_s": 0.4}) as r:
+        r.server.handle_exit(signal.SIGTERM, None)
+        await asyncio.sleep(0.05)
+        status, body = await r.get("/readyz")
+        answered, _ = await r.chat()
+    assert (status, body["draining"], answered) == (503, True, 200)
+
+
+def _write_config(path, policy_url, critic_url, version):
+    pair = {
+        "policy": {"url": policy_url},
+        "critic": {"url": critic_url},
+        "policy_version": version,
+        "critic_version": version,
+    }
+    settings = {"pair": pair, "reload_interval_s": 0.05, "probe_interval_s": 0.05, "port": 0}
+    path.write_text(yaml.safe_dump(settings))
+
+
+async def test_another_pair_takes_over_without_a_dropped_request(tmp_path):
+    vocabulary = Vocabulary()
+    old, new = (StubPolicy(vocabulary, [word], token_delay_s=0.02) for word in ("old", "new"))
+    critic = StubCritic(vocabulary)
+    config = tmp_path / "gateway.yaml"
+    async with served(old.app()) as old_url, served(new.app()) as new_url, served(critic.app()) as critic_url:
+        _write_config(config, old_url, critic_url, 3)
+        settings = settings_for(old_url, critic_url)
+        async with running(settings, config) as (_, _, url), aiohttp.ClientSession(url) as http:
+            seen = []
+
+            async def ask(number):
+                await asyncio.sleep(number * 0.01)
+                async with http.post(CHAT, json={"model": "reranked", "messages": QUESTION}) as answer:
+                    body = await answer.json()
+                    seen.append((answer.status, body["choices"][0]["message"]["content"], body["rerank"]["pair"]))
+
+            asking = [asyncio.create_task(ask(number)) for number in range(80)]
+            await asyncio.sleep(0.2)
+            _write_config(config, new_url, critic_url, 4)
+            await asyncio.gather(*asking)
+    answers = {(status, text, pair["policy_version"]) for status, text, pair in seen}
+    assert answers == {(200, "old", "3"), (200, "new", "4")}
+
+
+async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
+    vocabulary = Vocabulary()
+    policy, critic = StubPolicy(vocabulary), StubCritic(vocabulary)
+    config = tmp_path / "gateway.yaml"
+    async with served(policy.app()) as policy_url, served(critic.app()) as critic_url:
+        _write_config(config, policy_url, critic_url, 3)
+        async with running(settings_for(policy_url, critic_url), config) as (gateway, _, _):
+            _write_config(config, "http://127.0.0.1:9", critic_url, 4)
+            await asyncio.sleep(0.2)
+            still = gateway.pairs.current.versions.policy_version
+            config.write_text("pair: {policy: {url: nonsense}}")
+            await asyncio.sleep(0.2)
+            metrics = gateway.metrics.render()
+    assert still == "3"
+    assert b'irlops_gateway_reloads_total{outcome="failed",what="pair"} 1.0' in metrics
+
+
+async def test_the_gateway_speaks_tls_from_files(tmp_path):
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    async with rig(tls_cert_file=certificate, tls_key_file=key) as r:
+        trusting = ssl.create_default_context(cafile=certificate)
+        async with r.http.get("/healthz", ssl=trusting) as answer:
+            assert answer.status == 200
+
+
+async def test_an_error_of_ours_is_answered_without_its_details_and_logged_with_them(capfd):
+    async with rig() as r:
+        r.gateway._allowances = None  # the nearest thing to a bug of our own
+        status, body = await r.chat()
+    assert (status, body["error"]["code"]) == (500, "internal_error")
+    assert "NoneType" not in json.dumps(body)
+    assert "NoneType" in capfd.readouterr().out
+
+
+async def test_the_playgrounds_files_come_with_a_strict_policy(tmp_path):
+    from irlops_serving.gateway.pages import Pages
+
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_text("<!doctype html><title>irlops</title>")
+    (tmp_path / "assets" / "app.js").write_text("export {}")
+    async with rig() as r:
+        r.gateway._pages = Pages(tmp_path)
+        async with r.http.get("/") as page, r.http.get("/assets/app.js") as script:
+            assert (page.status, page.content_type) == (200, "text/html")
+            assert (script.status, script.content_type) == (200, "text/javascript")
+            rules = page.headers["content-security-policy"]
+            etag = page.headers["etag"]
+        async with r.http.get("/", headers={"if-none-match": etag}) as again:
+            assert again.status == 304
+        async with r.http.get("/assets/../../../etc/passwd") as outside:
+            assert outside.status == 404
+    assert "default-src 'none'" in rules
+    assert "script-src 'self'" in rules
+    assert "unsafe" not in rules
+
+
+async def test_the_documentation_page_needs_nothing_from_elsewhere():
+    async with rig() as r, r.http.get("/docs") as answer:
+        page = await answer.text()
+    assert "POST" in page
+    assert "/v1/rewards" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+
+
+async def test_an_upstream_that_is_not_json_in_health_checks_is_just_not_ready():
+    app = web.Application()
+    async with served(app) as url, running(settings_for(url, url)) as (_, _, gateway_url):
+        async with aiohttp.ClientSession(gateway_url) as http, http.get("/readyz") as answer:
+            assert (answer.status, (await answer.json())["ready"]) == (503, False)
