@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from irlops.answers import AnswerRule, extract_answer
 from irlops.errors import DataError
 from irlops_jobs.demonstrations.carriers import Demonstration
 from irlops_jobs.demonstrations.expressions import ANNOTATION, evaluate, find_numbers, parse_number, strip_annotations
 
-OFFICIAL_ANSWER = re.compile(r"#### (-?[0-9.,]+)")
+MARKED_ANSWER = re.compile(r"####\s*\$?\s*(-?[0-9.,]*[0-9])")
 RELATIVE_ROUNDING = Fraction(1, 100)
 """An annotation may round its result this much; GSM8K's own are all within a millionth."""
 SMALL_NUMBERS = (
@@ -30,19 +31,18 @@ def reason_of(error: MalformedRowError) -> str:
 
 
 def official_answer(solution: str) -> str:
-    """The number behind the first ``#### ``, commas removed: the rule of the data set's authors.
+    """The number behind ``####``, commas removed, by the rule that training, evaluation and the gateway share.
 
     Raises:
         MalformedRowError: ``no_answer`` or ``unparsable_answer``.
     """
-    match = OFFICIAL_ANSWER.search(solution)
-    if match is None:
+    answer = extract_answer(solution, AnswerRule.GSM8K)
+    if answer is None:
         raise MalformedRowError("no_answer: the solution has no '#### number'; add the final answer as its last line")
-    answer = match[1].strip().replace(",", "")
     try:
         parse_number(answer)
     except DataError as error:
-        raise MalformedRowError(f"unparsable_answer: '#### {match[1][:40]}' is not a number") from error
+        raise MalformedRowError(f"unparsable_answer: '#### {answer[:40]}' is not a number") from error
     return answer
 
 
@@ -91,7 +91,7 @@ def _contradictions(solution: str) -> Iterator[str]:
         is_plain = "/" not in match[2]
         if is_plain and visible and visible[0].start == match.end() and not _close(visible[0].value, abs(stated)):
             yield f"{match[0]} is followed by {visible[0].written}"
-    finals = {answer.replace(",", "") for answer in OFFICIAL_ANSWER.findall(solution)}
+    finals = {answer.replace(",", "") for answer in MARKED_ANSWER.findall(solution)}
     if len(finals) > 1:
         yield f"it gives {len(finals)} final answers: {', '.join(sorted(finals))}"
     for answer in finals:
