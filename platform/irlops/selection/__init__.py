@@ -3,7 +3,7 @@
 from irlops.contracts.evaluation import Calibration
 from irlops.selection.aggregation import aggregate
 from irlops.selection.candidates import Candidate
-from irlops.selection.selectors import Selection, select
+from irlops.selection.selectors import Agree, Selection, select
 from irlops.selection.stopping import is_settled
 
-__all__ = ["Calibration", "Candidate", "Selection", "aggregate", "is_settled", "select"]
+__all__ = ["Agree", "Calibration", "Candidate", "Selection", "aggregate", "is_settled", "select"]

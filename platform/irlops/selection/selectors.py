@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from irlops.answers import answers_agree, normalise_answer
@@ -11,6 +11,8 @@ from irlops.contracts.evaluation import Calibration
 from irlops.selection.aggregation import aggregate
 from irlops.selection.candidates import Candidate
 
+Agree = Callable[[str | None, str | None], bool]
+"""Whether two answers say the same. Comparing formulas can take long: a server passes an agreement it can bound."""
 SELECTORS = ("first", "reward", "majority", "weighted_majority", "longest", "logprob")
 
 
@@ -60,7 +62,9 @@ def probability_of(candidate: Candidate, calibration: Calibration) -> float:
     return calibration.probability(reward)
 
 
-def group_answers(candidates: Sequence[Candidate], weights: Sequence[float]) -> tuple[AnswerVotes, ...]:
+def group_answers(
+    candidates: Sequence[Candidate], weights: Sequence[float], agree: Agree = answers_agree
+) -> tuple[AnswerVotes, ...]:
     """Distinct answers with their votes, heaviest first; ties keep the order in which answers first came up."""
     groups: list[tuple[str, list[int]]] = []
     exact: dict[str, int] = {}
@@ -70,7 +74,7 @@ def group_answers(candidates: Sequence[Candidate], weights: Sequence[float]) -> 
         key = normalise_answer(candidate.answer)
         place = exact.get(key)
         if place is None:
-            place = next((i for i, (known, _) in enumerate(groups) if answers_agree(known, key)), None)
+            place = next((i for i, (known, _) in enumerate(groups) if agree(known, key)), None)
         if place is None:
             place = len(groups)
             groups.append((key, []))
@@ -80,12 +84,15 @@ def group_answers(candidates: Sequence[Candidate], weights: Sequence[float]) -> 
     return tuple(sorted(votes, key=lambda one: -one.weight))
 
 
-def select(candidates: Sequence[Candidate], selector: str, calibration: Calibration) -> Selection:
+def select(
+    candidates: Sequence[Candidate], selector: str, calibration: Calibration, agree: Agree = answers_agree
+) -> Selection:
     """Choose one candidate.
 
     Args:
         selector: first | reward | majority | weighted_majority | longest | logprob. ``weighted_majority`` adds up each
             answer's calibrated chances of being right.
+        agree: tells which answers are one.
     Raises:
         ValueError: no candidates, or an unknown selector.
     """
@@ -97,7 +104,7 @@ def select(candidates: Sequence[Candidate], selector: str, calibration: Calibrat
     weights = [1.0] * num
     if selector == "weighted_majority":
         weights = [probability_of(candidate, calibration) for candidate in candidates]
-    answers = group_answers(candidates, weights)
+    answers = group_answers(candidates, weights, agree)
     order = _order(candidates, selector, calibration, answers)
     chosen = next((one for one in answers if order[0] in one.members), None)
     total = sum(one.weight for one in answers)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from irlops.answers import answers_agree
 from irlops.contracts.evaluation import Calibration
 from irlops.selection.candidates import Candidate
-from irlops.selection.selectors import group_answers, probability_of, reward_of
+from irlops.selection.selectors import Agree, group_answers, probability_of, reward_of
 
 DEFAULT_CONFIDENCE = 0.95
 PRIOR_LOG_ODDS_AGAINST_NEW = math.log(4.0)
 """Two different answers that nobody repeats are worth nothing; an answer needs support beyond this to count as known."""
 
 
-def leading_confidence(candidates: Sequence[Candidate], calibration: Calibration) -> float:
+def leading_confidence(
+    candidates: Sequence[Candidate], calibration: Calibration, agree: Agree = answers_agree
+) -> float:
     """How sure the candidates seen so far make the leading answer, 0 to 1.
 
     Every candidate brings its evidence for its own answer: the log-odds of its calibrated chance of being right, or a
@@ -23,7 +26,7 @@ def leading_confidence(candidates: Sequence[Candidate], calibration: Calibration
     The confidence is the leading answer's share of exp(evidence), an unseen answer included.
     """
     evidence = [_evidence(candidate, calibration) for candidate in candidates]
-    answers = group_answers(candidates, evidence)
+    answers = group_answers(candidates, evidence, agree)
     if not answers:
         return 0.0
     scores = [one.weight for one in answers] + [PRIOR_LOG_ODDS_AGAINST_NEW]
@@ -33,10 +36,13 @@ def leading_confidence(candidates: Sequence[Candidate], calibration: Calibration
 
 
 def is_settled(
-    candidates: Sequence[Candidate], calibration: Calibration, confidence: float = DEFAULT_CONFIDENCE
+    candidates: Sequence[Candidate],
+    calibration: Calibration,
+    confidence: float = DEFAULT_CONFIDENCE,
+    agree: Agree = answers_agree,
 ) -> bool:
     """Whether to stop sampling: the leading answer is at least this sure. Two candidates are the fewest that settle."""
-    return len(candidates) >= 2 and leading_confidence(candidates, calibration) >= confidence
+    return len(candidates) >= 2 and leading_confidence(candidates, calibration, agree) >= confidence
 
 
 def _evidence(candidate: Candidate, calibration: Calibration) -> float:
