@@ -71,7 +71,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrain
         CheckpointError: offsets or an end token are missing; nothing could stand in for them.
     """
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        lacks = "an end-of-text token" if tokenizer.is_fast else "tokenizer.json (a fast tokenizer, for offsets)"
+        lacks = "end-of-text token" if tokenizer.is_fast else "tokenizer.json (only a fast one gives offsets)"
         raise CheckpointError(f"The tokenizer of {name} has no {lacks}. Use a model that ships one.")
     if tokenizer.pad_token_id is None:
         spare = [token for token in PAD_CANDIDATES if token in tokenizer.get_vocab()]
