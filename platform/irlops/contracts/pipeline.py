@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from irlops.contracts.jobs import ModelConfig
 from irlops.contracts.pair import Gate
 from irlops.errors import ManifestError
 
@@ -86,26 +87,10 @@ class PipelineData(Part):
     seed: int = 0
 
 
-class Lora(Part):
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+class BaseModels(ModelConfig):
+    """What training starts from: a job file's ``model``, in camelCase. Folders lie on the state volume."""
 
-
-class BaseModels(Part):
-    """What training starts from."""
-
-    preset: str = Field(default="tiny", min_length=1, max_length=253)
-    """A model that the job image knows by name."""
-    policy_from: RelativePath | None = None
-    """Folder of a policy on the state volume to start from instead of the preset."""
-    critic_from: RelativePath | None = None
-    """Folder of a critic on the state volume; ``policy`` copies the policy's backbone."""
-    lora: Lora | None = None
-    """Train low-rank adapters; exports are merged."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_length: int = Field(default=256, ge=16)
-    """Longest prompt plus solution, in tokens."""
+    model_config = Part.model_config
 
 
 class Resources(Part):
@@ -201,7 +186,7 @@ class Stage(Part):
 class EvaluationStep(Part):
     """The job that makes evaluation.json."""
 
-    samples_per_problem: int = Field(default=16, ge=1, le=256)
+    samples_per_problem: int = Field(default=16, ge=2, le=256)
     settings: Verbatim = {}
     """Further keys of an evaluate job file (snake_case)."""
 
@@ -469,8 +454,11 @@ def evaluation_document(spec: PipelineSpec, run: str) -> dict[str, Any]:
     model = _model_section(spec) | {"policy_from": f"{run_name(run, last.name)}/policy", "critic_from": None}
     if last.kind == "airl":
         model["critic_from"] = f"{run_name(run, last.name)}/critic"
-    settings = {"critic_from_run": last.kind == "airl", **spec.evaluation.settings}
-    settings["samples_per_problem"] = spec.evaluation.samples_per_problem
+    settings = {
+        "row": last.kind,
+        **spec.evaluation.settings,
+        "samples_per_problem": spec.evaluation.samples_per_problem,
+    }
     return _with_settings(spec, settings, "evaluate", run_name(run, "evaluation"), model)
 
 
