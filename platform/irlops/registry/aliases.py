@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _SINCE = "champion_since."
 _MAX_SETTLING_STEPS = 50
+_MAX_RACES = 5
+_LOST_RACE = re.compile(r"unique constraint|duplicate (key|entry)", re.IGNORECASE)
+"""How SQLite, PostgreSQL and MySQL say that a row was inserted in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def move_alias(client: MlflowClient, alias: Alias, pair: Pair) -> None:
         UnavailableError: it failed, and the critic's alias could not be set back either.
     """
     try:
-        client.set_registered_model_alias(CRITIC_MODEL, alias, str(pair.critic.version))
-        client.set_registered_model_alias(POLICY_MODEL, alias, str(pair.policy.version))
+        _set_alias(client, CRITIC_MODEL, alias, pair.critic.version)
+        _set_alias(client, POLICY_MODEL, alias, pair.policy.version)
     except Exception as failure:
         _undo(client, alias, failure)
         raise
@@ -92,7 +96,7 @@ def settle_alias(client: MlflowClient, alias: Alias) -> bool:
         if wanted is None:
             client.delete_registered_model_alias(CRITIC_MODEL, alias)
         else:
-            client.set_registered_model_alias(CRITIC_MODEL, alias, str(wanted))
+            _set_alias(client, CRITIC_MODEL, alias, wanted)
     raise UnavailableError(
         f"The alias {alias} is being moved by other processes without end. Try again when they are done."
     )
@@ -140,6 +144,17 @@ def champion_before(promotions: list[Promotion], current: int) -> tuple[int | No
         if promotion.version == current:
             return promotion.before, promotion
     return next((promotion.version for promotion in reversed(standing)), None), None
+
+
+def _set_alias(client: MlflowClient, model: str, alias: Alias, version: int | None) -> None:
+    """MLflow looks for an alias and then inserts it: two that set a new one at once make the slower one fail."""
+    for tries_left in reversed(range(_MAX_RACES)):
+        try:
+            client.set_registered_model_alias(model, alias, str(version))
+            return
+        except Exception as error:
+            if not tries_left or not _LOST_RACE.search(str(error)):
+                raise
 
 
 def _critic_wanted(client: MlflowClient, alias: Alias) -> int | None:
