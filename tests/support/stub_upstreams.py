@@ -190,6 +190,8 @@ class StubCritic:
     delay_s: float = 0.0
     fail: Callable[[], web.Response | None] = lambda: None
     healthy: bool = True
+    cut_calls: int = 0
+    """So many calls lose their connection before they are answered."""
     calls: list[list[list[int]]] = field(default_factory=list)
     """Token id lists of each call."""
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -209,6 +211,10 @@ class StubCritic:
         self.calls.append(sequences)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         await asyncio.sleep(self.delay_s)
+        if self.cut_calls > 0:
+            self.cut_calls -= 1
+            assert request.transport is not None
+            request.transport.abort()
         return self.fail()
 
     def _rewards(self, ids: list[int]) -> list[float]:

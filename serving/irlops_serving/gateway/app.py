@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from irlops_serving.gateway.admission import Gate
+from irlops_serving.gateway.agreement import BoundedAgreement
 from irlops_serving.gateway.allowances import Allowances
 from irlops_serving.gateway.auth import Authenticator
 from irlops_serving.gateway.backends import Backends, Pairs
 from irlops_serving.gateway.callers import Caller
-from irlops_serving.gateway.choosing import observe_choice
 from irlops_serving.gateway.errors import ApiError, ClientGone, internal, unknown_route, wrong_method
 from irlops_serving.gateway.exchange import CancelWhenGone, Exchange, Receive, Scope, Send
 from irlops_serving.gateway.logs import logger
@@ -24,7 +24,7 @@ from irlops_serving.gateway.passthrough import Usage, pass_through, stream_throu
 from irlops_serving.gateway.policy import CHAT, COMPLETIONS
 from irlops_serving.gateway.reloading import Reloader
 from irlops_serving.gateway.requests import CompletionRequest, read_completion
-from irlops_serving.gateway.reranked import answer_stream, answer_whole, make_plan
+from irlops_serving.gateway.reranked import answer_stream, answer_whole, make_chooser, make_plan
 from irlops_serving.gateway.rewards import read_rewards, score_items
 from irlops_serving.gateway.settings import GatewaySettings
 from irlops_serving.gateway.stream_rewards import stream_with_rewards
@@ -52,6 +52,7 @@ class Gateway:
             kind: Gate(kind, places, limits.max_queued, limits.queue_timeout_s, self.metrics)
             for kind, places in (("policy", limits.max_concurrent), ("reranked", limits.max_concurrent_reranked))
         }
+        self._agreement = BoundedAgreement()
         self._pages = Pages()
         self._started_at = int(time.time())
         self._reloader = Reloader(self, config_file)
@@ -82,6 +83,7 @@ class Gateway:
         """Close what ``start`` opened."""
         await self._reloader.stop()
         await self.pairs.current.close()
+        self._agreement.close()
         self.tracer.close()
 
     def new_backends(self, settings: GatewaySettings) -> Backends:
@@ -228,12 +230,13 @@ class Gateway:
 
     async def _answer_reranked(self, exchange: Exchange, request: CompletionRequest, backends: Backends) -> Usage:
         plan = make_plan(request, self.settings.rerank, self.settings.limits, backends, exchange.started_s)
+        chooser = make_chooser(plan, backends, self._agreement)
         if request.stream:
             keep_alive_s = self.settings.timeouts.keep_alive_s
-            reranked = await answer_stream(exchange, request, plan, backends, keep_alive_s)
+            reranked = await answer_stream(exchange, request, backends, chooser, keep_alive_s)
         else:
-            reranked = await answer_whole(exchange, request, plan, backends)
-        observe_choice(self.metrics, reranked.outcome, reranked.choice, reranked.result)
+            reranked = await answer_whole(exchange, request, backends, chooser)
+        reranked.choice.observe(self.metrics)
         exchange.facts |= {
             "degraded": reranked.result.degraded,
             "candidates": reranked.result.candidates_sampled,

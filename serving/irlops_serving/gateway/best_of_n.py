@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -36,6 +36,12 @@ class Plan:
     use_critic: bool = True
     overlap: bool = True
 
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None without one."""
+        if self.deadline_ms is None:
+            return None
+        return max(0.0, self.started_s + self.deadline_ms / 1000 - time.perf_counter())
+
 
 @dataclass(slots=True)
 class Progress:
@@ -59,7 +65,7 @@ class Outcome:
     scoring_s: float = 0.0
 
 
-Settled = Callable[[list[Draft], dict[int, list[float]]], bool]
+Settled = Callable[[list[Draft], dict[int, list[float]]], Awaitable[bool]]
 OnEvent = Callable[[Draft, Progress], None]
 
 
@@ -92,10 +98,10 @@ async def sample_best_of_n(
             scorer.add(draft.index, TokenizedSolution(sampling.prompt_ids, tuple(draft.token_ids)))
         on_event(draft, progress)
 
-    deadline = None if plan.deadline_ms is None else plan.started_s + plan.deadline_ms / 1000 - time.perf_counter()
+    timer = asyncio.timeout(plan.seconds_left())
     started_s = time.perf_counter()
     try:
-        async with asyncio.timeout(deadline) as timer:
+        async with timer:
             await _sample_waves(plan, sampling, policy, scorer, is_settled, finished, outcome)
             outcome.sampling_s = time.perf_counter() - started_s
             await scorer.drain()
@@ -134,7 +140,7 @@ async def _sample_waves(
         if plan.adaptive and first + n < plan.candidates:
             # Only between waves, when everything is scored: the decision never depends on which call was faster.
             await scorer.drain()
-            if is_settled(_finished(sampling), scorer.rewards):
+            if await is_settled(_finished(sampling), scorer.rewards):
                 outcome.stopped_early = True
                 return
     if len(_finished(sampling)) < plan.candidates:

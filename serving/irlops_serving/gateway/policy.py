@@ -174,15 +174,15 @@ class PolicyClient:
                 if draft is None:
                     draft = sampling.drafts[index] = Draft(index)
                 self._read_delta(sampling, draft, choice)
+                if answer.get("prompt_token_ids"):
+                    sampling.prompt_ids = tuple(answer["prompt_token_ids"])
                 if choice.get("finish_reason") and draft.finish_reason is None:
+                    if not (draft.token_ids and sampling.prompt_ids):
+                        raise self.upstream.not_understood(NO_TOKEN_IDS)
                     draft.finish_reason, draft.stop_reason = choice["finish_reason"], choice.get("stop_reason")
                     finished = draft
-            if answer.get("prompt_token_ids"):
-                sampling.prompt_ids = tuple(answer["prompt_token_ids"])
         except (KeyError, TypeError, AttributeError):
             raise self.upstream.not_understood("streamed chunks that are not OpenAI's") from None
-        if finished is not None and not (finished.token_ids and sampling.prompt_ids):
-            raise self.upstream.not_understood(NO_TOKEN_IDS)
         return finished
 
     def _read_delta(self, sampling: Sampling, draft: Draft, choice: dict[str, Any]) -> None:

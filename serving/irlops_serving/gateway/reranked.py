@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from irlops.contracts.rerank import RerankResult
+from irlops_serving.gateway.agreement import BoundedAgreement
 from irlops_serving.gateway.backends import Backends
-from irlops_serving.gateway.best_of_n import Outcome, Plan, Progress, sample_best_of_n
-from irlops_serving.gateway.choosing import Choice, choose, describe_candidate, is_settled
+from irlops_serving.gateway.best_of_n import Plan, Progress, sample_best_of_n
+from irlops_serving.gateway.choosing import NEEDS_REWARDS, Choice, Chooser
 from irlops_serving.gateway.errors import invalid_request
 from irlops_serving.gateway.exchange import Exchange
 from irlops_serving.gateway.passthrough import Usage
@@ -29,8 +30,6 @@ OURS = frozenset({"rerank", "rewards", "n", "stream", "stream_options", "model"}
 class Reranked:
     """A chosen answer. Made by ``rerank``; consumed by responses and metrics."""
 
-    plan: Plan
-    outcome: Outcome
     choice: Choice
     result: RerankResult
     usage: Usage
@@ -63,7 +62,7 @@ def make_plan(
         deadline_ms=asked.deadline_ms or defaults.deadline_ms,
         started_s=started_s,
         max_total_tokens=asked.max_total_tokens,
-        use_critic=selector in ("reward", "weighted_majority") or asked.return_token_rewards or asked.return_candidates,
+        use_critic=selector in NEEDS_REWARDS or asked.return_token_rewards or asked.return_candidates,
         # Tool calls are put together by the policy server; in pieces they would have to be put together here again.
         overlap=defaults.overlap and not request.document.get("tools"),
     )
@@ -79,23 +78,29 @@ def make_sampling(request: CompletionRequest, backends: Backends) -> Sampling:
     return Sampling(request.route, body, max_total_tokens=request.rerank.max_total_tokens)
 
 
+def make_chooser(plan: Plan, backends: Backends, agreement: BoundedAgreement) -> Chooser:
+    """Choosing as the pair was calibrated, with the request's own aggregation."""
+    pair = backends.pair
+    calibration = pair.calibration.model_copy(update={"aggregation": plan.aggregation})
+    return Chooser(plan, calibration, pair.answer_rule, backends.versions, backends.policy, agreement)
+
+
 async def rerank(
-    request: CompletionRequest, plan: Plan, backends: Backends, events: asyncio.Queue[dict[str, Any]] | None = None
+    request: CompletionRequest,
+    plan: Plan,
+    backends: Backends,
+    chooser: Chooser,
+    events: asyncio.Queue[dict[str, Any]] | None = None,
 ) -> Reranked:
     """Sample, score and choose; progress goes into ``events``."""
     sampling = make_sampling(request, backends)
-    reporter = _Reporter(request, plan, backends, sampling, events)
+    reporter = _Reporter(request, chooser, sampling, events)
     scorer = OverlappedScorer(backends.critic, reporter.scored)
-    reporter.scorer = scorer
-
-    def settled(drafts: list[Draft], rewards: dict[int, list[float]]) -> bool:
-        return is_settled(plan, backends, drafts, rewards)
-
-    outcome = await sample_best_of_n(plan, sampling, backends.policy, scorer, settled, reporter.sampled)
-    choice = choose(plan, backends, outcome)
-    usage = Usage(len(sampling.prompt_ids), sampling.num_tokens)
-    total_s = time.perf_counter() - plan.started_s
-    return Reranked(plan, outcome, choice, choice.result(request.rerank, outcome, total_s), usage)
+    reporter.rewards = scorer.rewards
+    outcome = await sample_best_of_n(plan, sampling, backends.policy, scorer, chooser.is_settled, reporter.sampled)
+    choice = await chooser.choose(outcome)
+    result = choice.result(request.rerank, time.perf_counter() - plan.started_s)
+    return Reranked(choice, result, Usage(len(sampling.prompt_ids), sampling.num_tokens))
 
 
 class _Reporter:
@@ -104,19 +109,18 @@ class _Reporter:
     def __init__(
         self,
         request: CompletionRequest,
-        plan: Plan,
-        backends: Backends,
+        chooser: Chooser,
         sampling: Sampling,
         events: asyncio.Queue[dict[str, Any]] | None,
     ) -> None:
-        self._request, self._plan, self._backends, self._sampling = request, plan, backends, sampling
+        self._asked, self._chooser, self._sampling = request.rerank, chooser, sampling
         self._events = events if request.rerank.progress else None
         self._progress = Progress()
-        self.scorer: OverlappedScorer | None = None
+        self.rewards: dict[int, list[float]] = {}
 
     def sampled(self, draft: Draft, progress: Progress) -> None:
         self._progress = progress
-        self._tell("sampling", None if self._plan.use_critic else draft)
+        self._tell("sampling", None if self._chooser.plan.use_critic else draft)
 
     def scored(self, index: int) -> None:
         self._progress.scored += 1
@@ -126,14 +130,13 @@ class _Reporter:
         if self._events is None:
             return
         candidate = None
-        if draft is not None and self._request.rerank.return_candidates:
-            rewards = self.scorer.rewards.get(draft.index) if self.scorer else None
-            with_tokens = self._request.rerank.return_token_rewards
-            candidate = describe_candidate(self._plan, self._backends, draft, rewards, with_tokens=with_tokens)
+        if draft is not None and self._asked.return_candidates:
+            rewards = self.rewards.get(draft.index)
+            candidate = self._chooser.describe(draft, rewards, with_tokens=self._asked.return_token_rewards)
         self._events.put_nowait(
             {
                 "stage": stage,
-                "candidates_requested": self._plan.candidates,
+                "candidates_requested": self._chooser.plan.candidates,
                 "candidates_sampled": self._progress.sampled,
                 "candidates_scored": self._progress.scored,
                 "candidate": candidate.model_dump() if candidate is not None else None,
@@ -191,20 +194,22 @@ class Shape:
         return choice
 
 
-async def answer_whole(exchange: Exchange, request: CompletionRequest, plan: Plan, backends: Backends) -> Reranked:
+async def answer_whole(
+    exchange: Exchange, request: CompletionRequest, backends: Backends, chooser: Chooser
+) -> Reranked:
     """Answer a request that is not streamed."""
-    reranked = await rerank(request, plan, backends)
+    reranked = await rerank(request, chooser.plan, backends, chooser)
     shape = Shape(request, exchange.request_id)
     await exchange.respond_json(shape.whole(reranked.choice.ranked[: request.n], reranked))
     return reranked
 
 
 async def answer_stream(
-    exchange: Exchange, request: CompletionRequest, plan: Plan, backends: Backends, keep_alive_s: float
+    exchange: Exchange, request: CompletionRequest, backends: Backends, chooser: Chooser, keep_alive_s: float
 ) -> Reranked:
     """Answer with keep-alives and progress while candidates arrive, then the winner."""
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    work = asyncio.create_task(rerank(request, plan, backends, events))
+    work = asyncio.create_task(rerank(request, chooser.plan, backends, chooser, events))
     shape = Shape(request, exchange.request_id)
     try:
         await _stream_progress(exchange, shape, work, events, keep_alive_s)

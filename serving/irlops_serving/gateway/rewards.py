@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from irlops.selection import aggregate
 from pydantic import TypeAdapter, ValidationError
 
 from irlops.contracts.rerank import (
@@ -18,8 +17,9 @@ from irlops.contracts.rerank import (
     RewardsResponse,
     RewardsUsage,
 )
+from irlops.selection import aggregate
 from irlops_serving.gateway.backends import Backends
-from irlops_serving.gateway.choosing import answer_of
+from irlops_serving.gateway.choosing import find_answer
 from irlops_serving.gateway.critic import TokenizedSolution
 from irlops_serving.gateway.errors import invalid_request
 from irlops_serving.gateway.exchange import parse_json
@@ -117,7 +117,7 @@ def _item(
     return ItemRewards(
         index=index,
         reward=aggregate(rewards, aggregation, calibration.gamma),
-        answer=answer_of(item.solution, backends),
+        answer=find_answer(item.solution, backends.pair.answer_rule),
         num_tokens=len(rewards),
         tokens=tokens,
         steps=steps,

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from irlops.selection import Calibration
 import yaml
 from pydantic import (
     AnyHttpUrl,
@@ -29,8 +28,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from irlops.answers import AnswerRule
 from irlops.contracts.rerank import MAX_CANDIDATES, Selector
 from irlops.errors import ConfigError
+from irlops.selection import Calibration
 
 ENV_PREFIX = "IRLOPS_GATEWAY_"
 CONFIG_FILE_VARIABLE = f"{ENV_PREFIX}CONFIG_FILE"
@@ -89,6 +90,8 @@ class PairSettings(_Section):
     critic_version: Version = "unversioned"
     calibration: Calibration = Calibration()
     """Turns rewards into chances of being right; fitted by the evaluation job."""
+    answer_rule: AnswerRule = AnswerRule.AUTO
+    """How the pair's solutions mark their answer; the rule of its evaluation."""
     calibration_file: Path | None = None
     """Read instead of ``calibration`` when given (the critic's ``calibration.json``)."""
 

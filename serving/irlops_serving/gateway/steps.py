@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from irlops.selection import Calibration
-
 from irlops.contracts.rerank import StepReward, SuspectedError, TokenReward
+from irlops.selection import Calibration
 from irlops.steps import segment_steps
 from irlops_serving.gateway.tokens import Spans
 
@@ -55,5 +54,5 @@ def suspected_first_error(steps: Sequence[StepReward], threshold: float) -> Susp
 
 
 def error_threshold(calibration: Calibration) -> float:
-    """The step reward at which the calibration gives even chances; 0 for sums, whose scale is another."""
-    return calibration.bias if calibration.aggregation != "discounted" else 0.0
+    """The step reward at which the calibration gives even chances of being right."""
+    return calibration.bias

@@ -5,6 +5,7 @@ import json
 import signal
 import ssl
 import subprocess
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
@@ -59,10 +60,11 @@ async def test_metrics_carry_the_gen_ai_names_and_the_best_of_n_series():
         await r.rerank(candidates=4, selector="reward")
         await r.events(model="policy")
         metrics = await r.metrics()
+    reranked = 'gen_ai_operation_name="chat",gen_ai_request_model="reranked"'
     for line in (
-        'gen_ai_server_request_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_request_model="reranked",http_response_status_code="200"} 1.0',
+        f'gen_ai_server_request_duration_seconds_count{{{reranked},http_response_status_code="200"}} 1.0',
         # Twice "5 #### 5" (3 words) and twice RIGHT (7 words).
-        'gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_request_model="reranked",gen_ai_token_type="output"} 20.0',
+        f'gen_ai_client_token_usage_sum{{{reranked},gen_ai_token_type="output"}} 20.0',
         'gen_ai_server_time_to_first_token_seconds_count{gen_ai_operation_name="chat",gen_ai_request_model="policy"} 1.0',
         'irlops_gateway_candidates_sum{stage="sampled"} 4.0',
         'irlops_gateway_candidates_sum{stage="scored"} 4.0',
@@ -178,11 +180,17 @@ async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
     assert b'irlops_gateway_reloads_total{outcome="failed",what="pair"} 1.0' in metrics
 
 
-async def test_the_gateway_speaks_tls_from_files(tmp_path):
+@pytest.fixture
+def certificate_and_key(tmp_path):
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_the_gateway_speaks_tls_from_files(certificate_and_key):
+    certificate, key = certificate_and_key
     async with rig(tls_cert_file=certificate, tls_key_file=key) as r:
         trusting = ssl.create_default_context(cafile=certificate)
         async with r.http.get("/healthz", ssl=trusting) as answer:
@@ -232,6 +240,9 @@ async def test_the_documentation_page_needs_nothing_from_elsewhere():
 
 async def test_an_upstream_that_is_not_json_in_health_checks_is_just_not_ready():
     app = web.Application()
-    async with served(app) as url, running(settings_for(url, url)) as (_, _, gateway_url):
-        async with aiohttp.ClientSession(gateway_url) as http, http.get("/readyz") as answer:
-            assert (answer.status, (await answer.json())["ready"]) == (503, False)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(app))
+        _, _, gateway_url = await stack.enter_async_context(running(settings_for(url, url)))
+        http = await stack.enter_async_context(aiohttp.ClientSession(gateway_url))
+        answer = await stack.enter_async_context(http.get("/readyz"))
+        assert (answer.status, (await answer.json())["ready"]) == (503, False)

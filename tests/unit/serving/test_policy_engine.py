@@ -25,6 +25,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> LoadedPolicy:
 
 @pytest.fixture(scope="module")
 def engine(policy: LoadedPolicy) -> Iterator[Engine]:
+    torch.set_num_threads(1)  # two would wait for each other on a busy machine
     engine = Engine(policy)
     yield engine
     engine.stop()
