@@ -1,8 +1,13 @@
-"""What each caller may still use: requests and tokens a minute, counted by the ``limits`` library."""
+"""What each caller may still use: requests and tokens a minute, counted by the ``limits`` library.
+
+A budget is taken from the library in shares of one per cent and spent from the share: a busy caller costs a call of the
+library (or of a shared store) once in many requests, and a small budget, whose share is one, is counted exactly.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import Storage
@@ -13,6 +18,45 @@ from irlops_serving.gateway.callers import Caller
 from irlops_serving.gateway.errors import ApiError, rate_limited
 from irlops_serving.gateway.exchange import Headers
 from irlops_serving.gateway.settings import LimitSettings
+
+SHARES_OF_A_BUDGET = 100
+# What the library said about a budget is asked again after this long, whatever was used meanwhile.
+STATE_IS_FRESH_S = 0.5
+
+
+@dataclass(slots=True)
+class _Account:
+    """One budget of one caller."""
+
+    kind: str
+    caller: str
+    limit: int
+    item: RateLimitItemPerMinute
+    share: int
+    credit: int = 0
+    """Taken from the library and not yet spent; negative: spent and not yet told to the library."""
+    remaining: int = 0
+    reset_at_s: float = 0.0
+    asked_at_s: float = 0.0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.remaining + self.credit)
+
+    def headers(self) -> Headers:
+        """OpenAI's ``x-ratelimit-*`` headers."""
+        name, reset_s = self.kind.encode(), max(0.0, self.reset_at_s - time.time())
+        return [
+            (b"x-ratelimit-limit-" + name, b"%d" % self.limit),
+            (b"x-ratelimit-remaining-" + name, b"%d" % self.left),
+            (b"x-ratelimit-reset-" + name, b"%.1fs" % reset_s),
+        ]
+
+    def refusal(self) -> ApiError:
+        """429, with the seconds until some of the budget comes back."""
+        wait_s = max(1.0, self.reset_at_s - time.time())
+        message = f"{self.caller!r} has used its {self.limit} {self.kind} a minute. Try again in {wait_s:.0f} s."
+        return rate_limited(message, wait_s)
 
 
 class Allowances:
@@ -28,7 +72,7 @@ class Allowances:
         # A sliding window has no minute boundary at which twice the budget passes.
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._requests, self._tokens = settings.requests_per_minute, settings.tokens_per_minute
-        self._items: dict[int, RateLimitItemPerMinute] = {}
+        self._accounts: dict[tuple[str, str, int], _Account] = {}
 
     async def admit(self, caller: Caller) -> Headers:
         """Count one request; returns OpenAI's ``x-ratelimit-*`` headers.
@@ -37,20 +81,19 @@ class Allowances:
             ApiError: 429 with the seconds to wait when either budget is spent.
         """
         headers: Headers = []
-        tokens = caller.tokens_per_minute or self._tokens
-        if tokens is not None:
-            left, reset_s = await self._state(self._item(tokens), "tokens", caller)
-            if left <= 0:
-                raise _refusal("tokens", caller, tokens, reset_s)
-            headers += _headers("tokens", tokens, left, reset_s)
-        requests = caller.requests_per_minute or self._requests
-        if requests is not None:
-            item = self._item(requests)
-            counted = await self._limiter.hit(item, "requests", caller.name)
-            left, reset_s = await self._state(item, "requests", caller)
-            if not counted:
-                raise _refusal("requests", caller, requests, reset_s)
-            headers += _headers("requests", requests, left, reset_s)
+        if limit := caller.tokens_per_minute or self._tokens:
+            account = self._account("tokens", caller, limit)
+            if time.monotonic() - account.asked_at_s > STATE_IS_FRESH_S or account.left <= 0:
+                await self._ask(account)
+            if account.left <= 0:
+                raise account.refusal()
+            headers += account.headers()
+        if limit := caller.requests_per_minute or self._requests:
+            account = self._account("requests", caller, limit)
+            if account.credit <= 0 and not await self._take_share(account):
+                raise account.refusal()
+            account.credit -= 1
+            headers += account.headers()
         return headers
 
     async def charge(self, caller: Caller, num_tokens: int) -> None:
@@ -58,34 +101,36 @@ class Allowances:
         limit = caller.tokens_per_minute or self._tokens
         if limit is None or num_tokens <= 0:
             return
-        item = self._item(limit)
-        # The library refuses, and does not count, what goes beyond the limit; then what is left is spent.
-        if not await self._limiter.hit(item, "tokens", caller.name, cost=num_tokens):
-            left, _ = await self._state(item, "tokens", caller)
-            if left > 0:
-                await self._limiter.hit(item, "tokens", caller.name, cost=left)
+        account = self._account("tokens", caller, limit)
+        account.credit -= num_tokens
+        if -account.credit >= account.share:
+            owed, account.credit = -account.credit, 0
+            # The library refuses, and does not count, what goes beyond the limit; then what is left is spent.
+            if not await self._limiter.hit(account.item, account.kind, account.caller, cost=owed):
+                await self._ask(account)
+                if account.remaining > 0:
+                    await self._limiter.hit(account.item, account.kind, account.caller, cost=account.remaining)
+            await self._ask(account)
 
-    async def _state(self, item: RateLimitItemPerMinute, kind: str, caller: Caller) -> tuple[int, float]:
-        """What is left of a budget, and the seconds until some of it comes back."""
-        stats = await self._limiter.get_window_stats(item, kind, caller.name)
-        return max(0, stats.remaining), max(0.0, stats.reset_time - time.time())
+    async def _take_share(self, account: _Account) -> bool:
+        for share in (account.share, 1):
+            if await self._limiter.hit(account.item, account.kind, account.caller, cost=share):
+                account.credit += share
+                await self._ask(account)
+                return True
+        await self._ask(account)
+        return False
 
-    def _item(self, limit: int) -> RateLimitItemPerMinute:
-        item = self._items.get(limit)
-        if item is None:
-            item = self._items[limit] = RateLimitItemPerMinute(limit)
-        return item
+    async def _ask(self, account: _Account) -> None:
+        stats = await self._limiter.get_window_stats(account.item, account.kind, account.caller)
+        account.remaining, account.reset_at_s = stats.remaining, stats.reset_time
+        account.asked_at_s = time.monotonic()
 
-
-def _headers(kind: str, limit: int, left: int, reset_s: float) -> Headers:
-    name = kind.encode()
-    return [
-        (b"x-ratelimit-limit-" + name, str(limit).encode()),
-        (b"x-ratelimit-remaining-" + name, str(left).encode()),
-        (b"x-ratelimit-reset-" + name, f"{reset_s:.1f}s".encode()),
-    ]
-
-
-def _refusal(kind: str, caller: Caller, limit: int, reset_s: float) -> ApiError:
-    wait_s = max(1.0, reset_s)
-    return rate_limited(f"{caller.name!r} has used its {limit} {kind} a minute. Try again in {wait_s:.0f} s.", wait_s)
+    def _account(self, kind: str, caller: Caller, limit: int) -> _Account:
+        key = (kind, caller.name, limit)
+        account = self._accounts.get(key)
+        if account is None:
+            share = max(1, limit // SHARES_OF_A_BUDGET)
+            account = _Account(kind, caller.name, limit, RateLimitItemPerMinute(limit), share)
+            self._accounts[key] = account
+        return account
