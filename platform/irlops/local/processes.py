@@ -63,6 +63,14 @@ class SupervisedProcess:
         lines = [line.rstrip() for line in text.splitlines() if line.strip()]
         return "\n".join(lines[-count:]) or "(it printed nothing)"
 
+    def release(self) -> int:
+        """Let it outlive us, once it runs; the guard's process id: SIGTERM to it ends everything."""
+        self.guard_process.send_signal(signal.SIGUSR1)
+        self.guard_process.returncode = (
+            0  # ours no longer: keeps the interpreter from warning about a child left behind
+        )
+        return self.guard_process.pid
+
     def ask_to_stop(self) -> None:
         """Send SIGTERM and return at once; whoever does not follow gets SIGKILL some seconds later."""
         if self.is_running:
