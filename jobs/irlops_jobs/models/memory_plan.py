@@ -1,0 +1,197 @@
+"""What a job will hold in memory on each rank, before anything is downloaded or started.
+
+    python -m irlops_jobs.models.memory_plan job.yaml --ranks 8 --device-gib 80
+
+Weights, gradients and optimizer state are counted from shipped sizes; activations are measured on the real modules on
+the meta device. The plan follows what the trainer does: the reference for the KL term is the policy without its
+adapters (LoRA) or a full copy; critic and policy update in turn, so only the larger of their activations counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from irlops.contracts.jobs import AirlJob, EvaluateJob, GrpoJob, Job, LoraConfig, load_job
+from irlops.errors import IrlopsError
+from irlops_jobs.models.load import LORA_TARGETS
+from irlops_jobs.models.presets import ModelSource, find_preset
+from irlops_jobs.models.shapes import activation_bytes_per_token, build_on_meta, check_shapes, config_of
+from irlops_jobs.models.shared_prefix import LOGITS_PER_CHUNK
+
+GIB = 2**30
+RUNTIME_BYTES = int(1.5 * GIB)
+"""Of the device's own context, kernels and collectives."""
+FRAGMENTATION = 0.08
+"""Of everything else: what an allocator can't hand out."""
+BYTES_PER_LOGIT = 14
+"""In one chunk: the logits in half precision, and three float32 buffers (logits, probabilities, gradient)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the plan."""
+
+    what: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Per-rank memory of one job; ``parts`` add up to ``total_bytes``."""
+
+    job_name: str
+    preset: str
+    num_ranks: int
+    parts: tuple[Part, ...]
+    device_gib: float | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a device is large enough; None when none was named."""
+        return None if self.device_gib is None else self.total_bytes <= self.device_gib * GIB
+
+    def __str__(self) -> str:
+        lines = [f"{self.job_name}: preset {self.preset}, {self.num_ranks} ranks, GiB per rank"]
+        lines += [f"  {part.num_bytes / GIB:8.2f}  {part.what}" for part in self.parts]
+        verdict = "" if self.fits is None else f" of {self.device_gib:g}: {'fits' if self.fits else 'does not fit'}"
+        return "\n".join([*lines, f"  {self.total_bytes / GIB:8.2f}  in all{verdict}"])
+
+
+def plan_memory(job: Job, *, num_ranks: int, device_gib: float | None = None) -> MemoryPlan:
+    """The plan of one rank; also checks every shape of the preset on the meta device.
+
+    Raises:
+        ConfigError: the preset is unknown or its shapes are wrong.
+    """
+    preset = find_preset(job.model.preset)
+    check_shapes(preset.policy, is_critic=False)
+    parts = list(_policy_parts(job, preset.policy, num_ranks))
+    activations = [_activations(job, preset.policy, is_critic=False)]
+    if isinstance(job, AirlJob | EvaluateJob):
+        critic = preset.policy if job.model.critic_from == "policy" else preset.critic
+        check_shapes(critic, is_critic=True)
+        parts += _player_parts("critic", job, critic, num_ranks, trains=isinstance(job, AirlJob), is_critic=True)
+        activations.append(_activations(job, critic, is_critic=True))
+    if not isinstance(job, EvaluateJob):
+        parts.append(Part(f"activations of {job.micro_batch_tokens:,} tokens", max(activations)))
+    parts.append(Part("logits of one chunk", LOGITS_PER_CHUNK * BYTES_PER_LOGIT))
+    parts += _rollout_parts(job, preset.policy, num_ranks)
+    parts.append(Part("fragmentation", int(FRAGMENTATION * sum(part.num_bytes for part in parts))))
+    parts.append(Part("device runtime", RUNTIME_BYTES))
+    return MemoryPlan(job.run_name, preset.name, num_ranks, tuple(parts), device_gib)
+
+
+def _policy_parts(job: Job, source: ModelSource, num_ranks: int) -> Iterator[Part]:
+    trains = not isinstance(job, EvaluateJob)
+    yield from _player_parts("policy", job, source, num_ranks, trains=trains, is_critic=False)
+    if isinstance(job, AirlJob | GrpoJob) and job.policy.kl_coefficient > 0 and job.model.lora is None:
+        count = _num_parameters(source, is_critic=False)
+        yield Part("policy: frozen copy for the KL term (a whole one on every rank)", count * _dtype(job).itemsize)
+
+
+def _player_parts(
+    name: str, job: Job, source: ModelSource, num_ranks: int, *, trains: bool, is_critic: bool
+) -> Iterator[Part]:
+    """Weights, adapters, gradients and optimizer state of one player."""
+    item, lora = _dtype(job).itemsize, job.model.lora if trains else None
+    shards = num_ranks if job.sharding == "fsdp" and trains else 1
+    count = _num_parameters(source, is_critic=is_critic)
+    split = f", 1/{shards} of them" if shards > 1 else ""
+    yield Part(f"{name}: {count / 1e9:.2f} billion weights{split}", count * item // shards)
+    if shards > 1:
+        yield Part(f"{name}: two layers and the embeddings gathered", _gathered_bytes(source, item))
+    if not trains:
+        return
+    num_trained, trained_item = count, item
+    if lora is not None:
+        num_trained, trained_item = _num_lora_parameters(source, lora, is_critic=is_critic), 4
+        yield Part(f"{name}: adapters of rank {lora.rank}, float32", num_trained * trained_item // shards)
+    # Between two micro-batches FSDP keeps gradients whole: reducing them once per step is what saves the traffic.
+    yield Part(f"{name}: gradients", num_trained * trained_item)
+    yield Part(f"{name}: Adam's two moments{split}", 2 * num_trained * trained_item // shards)
+
+
+def _activations(job: Job, source: ModelSource, *, is_critic: bool) -> int:
+    dtype = torch.bfloat16 if job.autocast == "bfloat16" else _dtype(job)
+    per_token = activation_bytes_per_token(source, is_critic=is_critic, dtype=dtype, lora=job.model.lora)
+    return per_token * job.micro_batch_tokens
+
+
+def _rollout_parts(job: Job, source: ModelSource, num_ranks: int) -> Iterator[Part]:
+    """Keys and values of the sequences decoded at once; vLLM also holds weights of its own."""
+    if not isinstance(job, AirlJob | GrpoJob | EvaluateJob):
+        return
+    config, item, rollouts = config_of(source), _dtype(job).itemsize, job.rollouts
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
+    if isinstance(job, EvaluateJob):
+        sequences = rollouts.batch_size
+    else:
+        sequences = min(rollouts.batch_size, -(-job.prompts_per_round // num_ranks) * rollouts.samples_per_prompt)
+    if rollouts.engine == "vllm":
+        weights = _num_parameters(source, is_critic=False) * item
+        yield Part("vLLM: its own weights (whole on every rank)", weights)
+    yield Part(
+        f"rollouts: keys and values of {sequences} sequences of {job.model.max_length} tokens",
+        sequences * job.model.max_length * per_token,
+    )
+
+
+def _num_parameters(source: ModelSource, *, is_critic: bool) -> int:
+    model = build_on_meta(source, is_critic=is_critic, dtype=torch.bfloat16)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _num_lora_parameters(source: ModelSource, lora: LoraConfig, *, is_critic: bool) -> int:
+    """rank x (in + out) for every adapted projection; a critic's head is trained whole."""
+    model = build_on_meta(source, is_critic=is_critic, dtype=torch.bfloat16)
+    linear = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith(LORA_TARGETS)
+    ]
+    head = config_of(source).hidden_size + 1 if is_critic else 0
+    return sum(lora.rank * (module.in_features + module.out_features) for module in linear) + head
+
+
+def _gathered_bytes(source: ModelSource, item: int) -> int:
+    config = config_of(source)
+    one, two = (
+        sum(p.numel() for p in build_on_meta(source, is_critic=False, dtype=torch.bfloat16, num_layers=n).parameters())
+        for n in (1, 2)
+    )
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return (2 * (two - one) + embeddings) * item
+
+
+def _dtype(job: Job) -> torch.dtype:
+    return getattr(torch, job.model.dtype)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the plan of a job file; 1 when it doesn't fit the device, 2 when the file is wrong."""
+    parser = argparse.ArgumentParser(description="Plan a job's memory per rank, without downloading anything.")
+    parser.add_argument("job_file", type=Path)
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the job (replicas x nprocPerNode)")
+    parser.add_argument("--device-gib", type=float, help="memory of one device; the exit status says whether it fits")
+    options = parser.parse_args(arguments)
+    try:
+        plan = plan_memory(load_job(options.job_file), num_ranks=options.ranks, device_gib=options.device_gib)
+    except IrlopsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(plan)
+    return 1 if plan.fits is False else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
