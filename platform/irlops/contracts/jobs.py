@@ -59,12 +59,20 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     preset: str = "tiny"
     """A name from irlops_jobs.models.presets."""
+    policy_revision: str | None = None
+    """Commit on the hub for the preset's policy; None takes the one that the preset pins."""
+    critic_revision: str | None = None
+    """The same for the preset's critic."""
     policy_from: str | None = None
     """Folder of the policy to start from (for example ``sft-tiny/policy``); None starts from the preset."""
     critic_from: str | None = None
     """Folder of the critic to start from; ``policy`` copies the policy's backbone; None starts from the preset's critic."""
+    critic_extra_layers: int = Field(default=0, ge=0, le=8)
+    """Layers added on top of a critic that starts from the policy, to read the policy's own predictions."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights; exports are merged."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """``auto`` is eager on a CPU, where it trains short sequences twice as fast, and sdpa on GPUs."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights held in memory. Small models on a CPU want float32."""
     max_length: int = Field(default=256, ge=16)
@@ -108,8 +116,9 @@ class CriticConfig(Section):
     """Corrupted copies of each positive, always trained with the positive's own question."""
     perturbed_target: Literal["whole", "from_error"] = "from_error"
     """``from_error`` leaves the tokens before the known corruption out of the negative class: they are right."""
-    mass_balance: bool = True
-    """Weigh both classes so that each holds half of the loss."""
+    mass_balance: Literal["none", "global", "question"] = "question"
+    """Weigh both sides so that each holds half of the loss: over everything, or within each question. Within each
+    question, how hard it is says nothing about the label, so the critic can't learn difficulty in place of correctness."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=0.5)
     """Targets are 1 - x and x."""
     replay_capacity: int = Field(default=0, ge=0)
@@ -117,6 +126,7 @@ class CriticConfig(Section):
     replay_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Of each critic batch, the part that comes from earlier rounds."""
     updates_per_round: int = Field(default=1, ge=1)
+    """Optimizer steps in a round, each on its own part of the round's questions."""
     warmup_rounds: int = Field(default=10, ge=0)
     """Rounds in which only the critic learns, from the still policy's samples."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=10)
@@ -201,7 +211,8 @@ class SftJob(JobBase):
     batch_size: int = Field(default=64, ge=1)
     """Demonstrations per optimizer step, over all processes."""
     evaluate_every: int = Field(default=0, ge=0)
-    """Steps between greedy-free checks on dev questions; 0 only at the end."""
+    """Steps between checks on held-out questions; 0 leaves them to the evaluation."""
+    evaluate_prompts: int = Field(default=64, ge=8)
     optimizer: OptimizerConfig
 
 
@@ -238,12 +249,16 @@ class GrpoJob(ReinforcementJob):
 
 class EvaluateJob(JobBase):
     kind: Literal["evaluate"]
-    critic_from_run: bool = True
-    """False evaluates the policy alone (untrained and sft rows may use another run's critic: model.critic_from)."""
-    samples_per_problem: int = Field(default=16, ge=1, le=256)
+    row: str = Field(default="airl", pattern=r"^[a-z0-9_-]+$")
+    """Name of the evaluated policy's row in tables; ``model.policy_from`` and ``model.critic_from`` are the pair."""
+    compare: dict[str, str | None] = Field(default_factory=dict)
+    """More rows, judged by the same critic: a policy folder, or None for the preset as it is before any training."""
+    samples_per_problem: int = Field(default=16, ge=2, le=256)
+    num_dev_problems: int = Field(default=96, ge=8)
+    """Held-out problems on which the critic is calibrated; never test problems."""
     rollouts: RolloutConfig = RolloutConfig()
     num_corrupted: int = Field(default=256, ge=0)
-    """Expert solutions corrupted at a known token, for first-error localisation."""
+    """Expert test solutions corrupted at a known token, for first-error localisation."""
     bootstrap_resamples: int = Field(default=1000, ge=100)
 
 
