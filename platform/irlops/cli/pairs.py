@@ -133,26 +133,21 @@ def register(
 
     Both folders are checked first: complete, safetensors only, the same tokenizer, a critic with one label.
     """
-    from irlops.contracts.pair import PairLineage
-    from irlops.registry.provenance import git_commit
+    from irlops.registry.run_folders import evaluation_of_run, lineage_of_run
 
-    lineage = PairLineage(
-        run_id=run_id,
-        run_name=folder.name,
-        data_digest=data_digest,
-        policy_base_model=base_model,
-        git_commit=git_commit(),
-    )
+    said = {"run_id": run_id, "data_digest": data_digest, "policy_base_model": base_model}
+    lineage = lineage_of_run(folder).model_copy(update={name: value for name, value in said.items() if value})
     parsed, wanted = _gates(gates), _alias(alias) if alias else None
-    body = _read_evaluation(evaluation, folder)
+    body = _read_evaluation(evaluation) if evaluation else evaluation_of_run(folder)
     with waiting("Registering the pair"):
-        pair = open_registry(tracking_uri, create=True).register(
+        registry = open_registry(tracking_uri, create=True)
+        pair = registry.register(
             policy or folder / "policy",
             critic or folder / "critic",
             policy_uri=policy_uri,
             critic_uri=critic_uri,
             evaluation=body,
-            lineage=lineage,
+            lineage=lineage if run_id else registry.known_run(lineage),
             gates=parsed,
             alias=wanted,
         )
@@ -256,11 +251,7 @@ def _report(pair: Pair, sentence: str, as_json: bool) -> None:
         stdout().print(sentence)
 
 
-def _read_evaluation(file: Path | None, folder: Path) -> dict[str, Any] | None:
-    usual = folder / "evaluation" / "evaluation.json"
-    file = file or (usual if usual.exists() else None)
-    if file is None:
-        return None
+def _read_evaluation(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

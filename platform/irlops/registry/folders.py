@@ -35,7 +35,7 @@ class ModelFolder:
 
     Made by ``inspect_model_folder``; consumed by ``check_pair_folders`` and the registry.
     Example: ``ModelFolder(path=Path("out/airl/critic"), role="critic", architecture="LlamaForTokenClassification",
-    num_bytes=3_611_000, weights_digest="sha256:9f…", tokenizer_digest="sha256:41…", num_tokens=96)``.
+    num_bytes=3_611_000, weights_digest="sha256:9f…", content_digest="sha256:c0…", tokenizer_digest="sha256:41…", num_tokens=96)``.
     """
 
     path: Path
@@ -43,6 +43,9 @@ class ModelFolder:
     architecture: str
     num_bytes: int
     weights_digest: str
+    """Of weights, config and tokenizer.json: what the model computes."""
+    content_digest: str
+    """Of every file in it, calibration and lineage included: which copy this is."""
     tokenizer_digest: str
     num_tokens: int
     """Entries of the tokenizer, added ones included."""
@@ -69,12 +72,15 @@ def inspect_model_folder(path: Path, role: Role) -> ModelFolder:
     tokenizer = _read_json(path / "tokenizer.json", role)
     if role == "critic":
         _require_one_label(config, shapes, path)
+    digests = {file: _file_digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    model_files = [*weight_files, path / "config.json", path / "tokenizer.json"]
     return ModelFolder(
         path=path,
         role=role,
         architecture=architecture,
-        num_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        weights_digest=_digest_of_files([*weight_files, path / "config.json", path / "tokenizer.json"]),
+        num_bytes=sum(file.stat().st_size for file in digests),
+        weights_digest=_combined({file.name: digests[file] for file in model_files}),
+        content_digest=_combined({str(file.relative_to(path)): digest for file, digest in digests.items()}),
         tokenizer_digest=tokenizer_digest(path),
         num_tokens=_num_tokens(tokenizer),
     )
@@ -184,12 +190,14 @@ def _tensor_shapes(file: Path, role: Role) -> dict[str, list[int]]:
     return {name: entry["shape"] for name, entry in tensors.items()}
 
 
-def _digest_of_files(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _combined(digests: dict[str, str]) -> str:
+    listing = "".join(f"{name}\0{digests[name]}\n" for name in sorted(digests))
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
 def _read_json(file: Path, role: Role | None = None) -> dict[str, Any]:

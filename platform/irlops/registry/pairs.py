@@ -42,6 +42,7 @@ from irlops.registry.records import (
     mate_of,
     pair_from_versions,
 )
+from irlops.registry.run_folders import evaluation_of_run, lineage_of_run
 from irlops.registry.weights import place_weights
 
 if TYPE_CHECKING:
@@ -111,6 +112,16 @@ class PairRegistry:
             ]
             pair = self._create_versions(halves, folders[0].tokenizer_digest, lineage, summary)
         return self.promote(f"v{pair.policy.version}", alias=alias) if alias else pair
+
+    def register_run(self, run_dir: Path, **options: Any) -> Pair:
+        """Register what a run left in its folder: ``policy/`` and ``critic/`` with their lineage, and its evaluation.
+
+        Args:
+            options: As for ``register``; a lineage or evaluation given here goes before what the folder says.
+        """
+        options.setdefault("lineage", self.known_run(lineage_of_run(run_dir)))
+        options.setdefault("evaluation", evaluation_of_run(run_dir))
+        return self.register(run_dir / "policy", run_dir / "critic", **options)
 
     def list(self) -> list[Pair]:
         """Every whole pair, newest first."""
@@ -255,6 +266,19 @@ class PairRegistry:
         run_id = self._client.create_run(experiment_id, run_name=lineage.run_name or "register").info.run_id
         self._client.set_terminated(run_id)
         return run_id
+
+    def known_run(self, lineage: PairLineage) -> PairLineage:
+        """Without its run id when the run was recorded at another server."""
+        if lineage.run_id is None:
+            return lineage
+        with explaining("Looking up the run", self.tracking_uri):
+            try:
+                self._client.get_run(lineage.run_id)
+            except Exception as error:
+                if not is_missing(error):
+                    raise
+                return lineage.model_copy(update={"run_id": None})
+        return lineage
 
     def _version_named(self, reference: PairReference, aliases: Mapping[str, int]) -> int:
         if reference.kind == "version":

@@ -44,7 +44,7 @@ def place_weights(client: MlflowClient, tracking_uri: str, run_id: str, folder: 
     if uri is not None:
         return _checked_uri(uri, folder.role)
     artifact_root = client.get_run(run_id).info.artifact_uri or ""
-    name = f"{folder.role}-{folder.weights_digest.removeprefix('sha256:')[:12]}"
+    name = f"{folder.role}-{folder.content_digest.removeprefix('sha256:')[:12]}"
     if (root := _as_local(artifact_root)) is not None:
         _require_shared_disk(root, tracking_uri, folder.role)
         return str(_copy_once(folder, root, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from itertools import count
 from pathlib import Path
@@ -78,6 +79,28 @@ def test_a_registered_pair_outlives_the_folder_it_came_from(registry: PairRegist
     fetched = fetch_pair(registry.resolve("v1"), tmp_path / "cache", registry.tracking_uri)
     assert fetched.policy.weights_digest == pair.policy.weights_digest
     assert fetched.policy.local_path == pair.policy.local_path != tmp_path / "run-1/policy"
+
+
+def test_a_calibration_made_later_reaches_the_next_pair(registry: PairRegistry, tmp_path: Path) -> None:
+    first = register(registry, tmp_path, weights=1)
+    policy, critic = tmp_path / "run-1/policy", tmp_path / "run-1/critic"
+    (critic / "calibration.json").write_text("{}")
+    second = registry.register(policy, critic, lineage=PairLineage(run_id=first.lineage.run_id))
+    assert second.critic.local_path is not None
+    assert (second.critic.local_path / "calibration.json").exists()
+    assert second.critic.weights_digest == first.critic.weights_digest
+
+
+def test_a_run_s_folder_tells_what_the_pair_was_made_from(registry: PairRegistry, tmp_path: Path) -> None:
+    write_pair(tmp_path / "airl-tiny")
+    for half in ("policy", "critic"):
+        lineage = {"run_name": "airl-tiny", "base_model": f"tiny {half}", "data_digest": "sha256:d0", "seed": 0}
+        (tmp_path / "airl-tiny" / half / "lineage.json").write_text(json.dumps(lineage))
+    (tmp_path / "airl-tiny/mlflow-run.json").write_text(json.dumps({"run_id": "0" * 32}))  # of another server
+    found = registry.register_run(tmp_path / "airl-tiny").lineage
+    assert (found.run_name, found.data_digest) == ("airl-tiny", "sha256:d0")
+    assert (found.policy_base_model, found.critic_base_model) == ("tiny policy", "tiny critic")
+    assert found.run_id != "0" * 32
 
 
 def test_weights_that_somebody_wrote_over_are_refused(registry: PairRegistry, tmp_path: Path) -> None:
