@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from irlops.contracts.jobs import AirlJob, EvaluateJob, GrpoJob, Job, LoraConfig, load_job
 from irlops.errors import IrlopsError
@@ -67,6 +68,35 @@ class MemoryPlan:
         return "\n".join([*lines, f"  {self.total_bytes / GIB:8.2f}  in all{verdict}"])
 
 
+@dataclass(frozen=True)
+class _Player:
+    """A policy or a critic, as deep as the job makes it."""
+
+    name: str
+    source: ModelSource
+    trains: bool
+    extra_layers: int = 0
+
+    @property
+    def is_critic(self) -> bool:
+        return self.name == "critic"
+
+    @property
+    def num_layers(self) -> int:
+        return config_of(self.source).num_hidden_layers + self.extra_layers
+
+    def on_meta(self, num_layers: int | None = None) -> PreTrainedModel:
+        return build_on_meta(
+            self.source,
+            is_critic=self.is_critic,
+            dtype=torch.bfloat16,
+            num_layers=num_layers or self.num_layers,
+        )
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.on_meta().parameters())
+
+
 def plan_memory(job: Job, *, num_ranks: int, device_gib: float | None = None) -> MemoryPlan:
     """The plan of one rank; also checks every shape of the preset on the meta device.
 
@@ -75,101 +105,95 @@ def plan_memory(job: Job, *, num_ranks: int, device_gib: float | None = None) ->
     """
     preset = find_preset(job.model.preset)
     check_shapes(preset.policy, is_critic=False)
-    parts = list(_policy_parts(job, preset.policy, num_ranks))
-    activations = [_activations(job, preset.policy, is_critic=False)]
+    policy = _Player("policy", preset.policy, trains=not isinstance(job, EvaluateJob))
+    parts = list(_policy_parts(job, policy, num_ranks))
+    activations = [_activations(job, policy)]
     if isinstance(job, AirlJob | EvaluateJob):
-        critic = preset.policy if job.model.critic_from == "policy" else preset.critic
-        check_shapes(critic, is_critic=True)
-        parts += _player_parts("critic", job, critic, num_ranks, trains=isinstance(job, AirlJob), is_critic=True)
-        activations.append(_activations(job, critic, is_critic=True))
+        source = preset.policy if job.model.critic_from == "policy" else preset.critic
+        check_shapes(source, is_critic=True)
+        critic = _Player("critic", source, isinstance(job, AirlJob), job.model.critic_extra_layers)
+        parts += _player_parts(job, critic, num_ranks)
+        activations.append(_activations(job, critic))
     if not isinstance(job, EvaluateJob):
         parts.append(Part(f"activations of {job.micro_batch_tokens:,} tokens", max(activations)))
     parts.append(Part("logits of one chunk", LOGITS_PER_CHUNK * BYTES_PER_LOGIT))
-    parts += _rollout_parts(job, preset.policy, num_ranks)
+    parts += _rollout_parts(job, policy, num_ranks)
     parts.append(Part("fragmentation", int(FRAGMENTATION * sum(part.num_bytes for part in parts))))
     parts.append(Part("device runtime", RUNTIME_BYTES))
     return MemoryPlan(job.run_name, preset.name, num_ranks, tuple(parts), device_gib)
 
 
-def _policy_parts(job: Job, source: ModelSource, num_ranks: int) -> Iterator[Part]:
-    trains = not isinstance(job, EvaluateJob)
-    yield from _player_parts("policy", job, source, num_ranks, trains=trains, is_critic=False)
+def _policy_parts(job: Job, policy: _Player, num_ranks: int) -> Iterator[Part]:
+    yield from _player_parts(job, policy, num_ranks)
     if isinstance(job, AirlJob | GrpoJob) and job.policy.kl_coefficient > 0 and job.model.lora is None:
-        count = _num_parameters(source, is_critic=False)
-        yield Part("policy: frozen copy for the KL term (a whole one on every rank)", count * _dtype(job).itemsize)
+        num_bytes = policy.num_parameters() * _dtype(job).itemsize
+        yield Part("policy: frozen copy for the KL term (a whole one on every rank)", num_bytes)
 
 
-def _player_parts(
-    name: str, job: Job, source: ModelSource, num_ranks: int, *, trains: bool, is_critic: bool
-) -> Iterator[Part]:
+def _player_parts(job: Job, player: _Player, num_ranks: int) -> Iterator[Part]:
     """Weights, adapters, gradients and optimizer state of one player."""
-    item, lora = _dtype(job).itemsize, job.model.lora if trains else None
-    shards = num_ranks if job.sharding == "fsdp" and trains else 1
-    count = _num_parameters(source, is_critic=is_critic)
+    name, item, lora = player.name, _dtype(job).itemsize, job.model.lora if player.trains else None
+    shards = num_ranks if job.sharding == "fsdp" and player.trains else 1
+    count = player.num_parameters()
     split = f", 1/{shards} of them" if shards > 1 else ""
     yield Part(f"{name}: {count / 1e9:.2f} billion weights{split}", count * item // shards)
     if shards > 1:
-        yield Part(f"{name}: two layers and the embeddings gathered", _gathered_bytes(source, item))
-    if not trains:
+        yield Part(f"{name}: two layers and the embeddings gathered", _gathered_bytes(player, item))
+    if not player.trains:
         return
     num_trained, trained_item = count, item
     if lora is not None:
-        num_trained, trained_item = _num_lora_parameters(source, lora, is_critic=is_critic), 4
+        num_trained, trained_item = _num_lora_parameters(player, lora), 4
         yield Part(f"{name}: adapters of rank {lora.rank}, float32", num_trained * trained_item // shards)
     # Between two micro-batches FSDP keeps gradients whole: reducing them once per step is what saves the traffic.
     yield Part(f"{name}: gradients", num_trained * trained_item)
     yield Part(f"{name}: Adam's two moments{split}", 2 * num_trained * trained_item // shards)
 
 
-def _activations(job: Job, source: ModelSource, *, is_critic: bool) -> int:
-    dtype = torch.bfloat16 if job.autocast == "bfloat16" else _dtype(job)
-    per_token = activation_bytes_per_token(source, is_critic=is_critic, dtype=dtype, lora=job.model.lora)
+def _activations(job: Job, player: _Player) -> int:
+    per_token = activation_bytes_per_token(
+        player.source,
+        is_critic=player.is_critic,
+        dtype=torch.bfloat16 if job.autocast == "bfloat16" else _dtype(job),
+        lora=job.model.lora,
+        num_layers=player.num_layers,
+    )
     return per_token * job.micro_batch_tokens
 
 
-def _rollout_parts(job: Job, source: ModelSource, num_ranks: int) -> Iterator[Part]:
+def _rollout_parts(job: Job, policy: _Player, num_ranks: int) -> Iterator[Part]:
     """Keys and values of the sequences decoded at once; vLLM also holds weights of its own."""
     if not isinstance(job, AirlJob | GrpoJob | EvaluateJob):
         return
-    config, item, rollouts = config_of(source), _dtype(job).itemsize, job.rollouts
+    config, item, rollouts = config_of(policy.source), _dtype(job).itemsize, job.rollouts
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
     if isinstance(job, EvaluateJob):
         sequences = rollouts.batch_size
     else:
         sequences = min(rollouts.batch_size, -(-job.prompts_per_round // num_ranks) * rollouts.samples_per_prompt)
     if rollouts.engine == "vllm":
-        weights = _num_parameters(source, is_critic=False) * item
-        yield Part("vLLM: its own weights (whole on every rank)", weights)
+        yield Part("vLLM: its own weights (whole on every rank)", policy.num_parameters() * item)
     yield Part(
         f"rollouts: keys and values of {sequences} sequences of {job.model.max_length} tokens",
         sequences * job.model.max_length * per_token,
     )
 
 
-def _num_parameters(source: ModelSource, *, is_critic: bool) -> int:
-    model = build_on_meta(source, is_critic=is_critic, dtype=torch.bfloat16)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _num_lora_parameters(source: ModelSource, lora: LoraConfig, *, is_critic: bool) -> int:
+def _num_lora_parameters(player: _Player, lora: LoraConfig) -> int:
     """rank x (in + out) for every adapted projection; a critic's head is trained whole."""
-    model = build_on_meta(source, is_critic=is_critic, dtype=torch.bfloat16)
     linear = [
         module
-        for name, module in model.named_modules()
+        for name, module in player.on_meta().named_modules()
         if isinstance(module, torch.nn.Linear) and name.endswith(LORA_TARGETS)
     ]
-    head = config_of(source).hidden_size + 1 if is_critic else 0
+    head = config_of(player.source).hidden_size + 1 if player.is_critic else 0
     return sum(lora.rank * (module.in_features + module.out_features) for module in linear) + head
 
 
-def _gathered_bytes(source: ModelSource, item: int) -> int:
-    config = config_of(source)
-    one, two = (
-        sum(p.numel() for p in build_on_meta(source, is_critic=False, dtype=torch.bfloat16, num_layers=n).parameters())
-        for n in (1, 2)
-    )
-    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+def _gathered_bytes(player: _Player, item: int) -> int:
+    config = config_of(player.source)
+    one, two = (sum(p.numel() for p in player.on_meta(num_layers).parameters()) for num_layers in (1, 2))
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings or player.is_critic else 2)
     return (2 * (two - one) + embeddings) * item
 
 

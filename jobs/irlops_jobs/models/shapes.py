@@ -81,7 +81,7 @@ def check_shapes(source: ModelSource, *, is_critic: bool) -> int:
 
 
 def activation_bytes_per_token(
-    source: ModelSource, *, is_critic: bool, dtype: torch.dtype, lora: LoraConfig | None
+    source: ModelSource, *, is_critic: bool, dtype: torch.dtype, lora: LoraConfig | None, num_layers: int | None = None
 ) -> int:
     """Bytes kept for the backward pass per token of a micro-batch, without recomputation.
 
@@ -89,7 +89,7 @@ def activation_bytes_per_token(
     inputs, output and normalisers (a fused kernel), not its scores.
     """
     one, two = (_saved_bytes(source, is_critic, dtype, lora, layers) for layers in (1, 2))
-    return (one + (two - one) * (config_of(source).num_hidden_layers - 1)) // PROBE_TOKENS
+    return (one + (two - one) * ((num_layers or config_of(source).num_hidden_layers) - 1)) // PROBE_TOKENS
 
 
 def _saved_bytes(

@@ -103,6 +103,16 @@ def test_a_critic_from_the_policy_is_as_large_as_the_policy():
     assert _part(equal, "critic: 7.50 billion weights") == 2 * (8_030_261_248 - 128256 * 4096 + 4096 + 1)
 
 
+def test_layers_added_to_a_critic_are_counted():
+    document = _job().model_dump(exclude_unset=True)
+    plain = plan_memory(parse_job(document, origin="test"), num_ranks=1)
+    document["model"]["critic_extra_layers"] = 2
+    deeper = plan_memory(parse_job(document, origin="test"), num_ranks=1)
+    # Llama 3.2 1B, one layer: 2048 * (2 * 2048 + 2 * 512 + 3 * 8192 + 2) weights of 2 bytes
+    added = _part(deeper, "critic: 1.36 billion weights") - _part(plain, "critic: 1.24 billion weights")
+    assert added == 2 * 2 * 2048 * (2 * 2048 + 2 * 512 + 3 * 8192 + 2)
+
+
 def test_the_plan_adds_up_and_says_whether_it_fits():
     plan = plan_memory(_job("sft", preset="smollm2-135m"), num_ranks=1, device_gib=80)
     assert plan.total_bytes == sum(part.num_bytes for part in plan.parts)
