@@ -65,15 +65,22 @@ class AirlRounds:
 
     def do_round(self, index: int) -> dict[str, float]:
         """One round; returns its metrics."""
-        rollouts = self._side.sample(index)
-        labelled = self._critic.label(rollouts, index, self._side.session.runtime.rank)
-        metrics = self._critic.update(labelled, index)
-        rewards = self._critic.score(rollouts)
+        timed, times = self._side.session.timed, dict[str, float]()
+        with timed("rollouts", times):
+            rollouts = self._side.sample(index)
+        with timed("labels", times):
+            labelled = self._critic.label(rollouts, index, self._side.session.runtime.rank)
+        with timed("critic", times):
+            metrics = self._critic.update(labelled, index)
+        with timed("scores", times):
+            rewards = self._critic.score(rollouts)
         metrics |= rollout_metrics(self._side, rollouts) | self._reward_of_sides(rollouts, rewards)
         if index >= self._job.critic.warmup_rounds:
-            metrics |= self._policy.update(rollouts, rewards)
-            self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
-        return metrics
+            with timed("policy", times):
+                metrics |= self._policy.update(rollouts, rewards)
+            with timed("weights", times):
+                self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
+        return metrics | times
 
     def _reward_of_sides(
         self, rollouts: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,13 @@ class Session:
             ) from error
         self.tracking.log_metrics(values, step)
 
+    @contextmanager
+    def timed(self, name: str, into: dict[str, float]) -> Iterator[None]:
+        """Seconds of a part of a round, added to ``into`` as ``time/<name>_s``."""
+        start = time.perf_counter()
+        yield
+        into[f"time/{name}_s"] = into.get(f"time/{name}_s", 0.0) + time.perf_counter() - start
+
     def forget_after(self, step: int) -> None:
         """Drop rows of steps that a restart will do again, so that metrics.jsonl holds each step once."""
         path = self.run_dir / METRICS_FILE
@@ -83,7 +91,9 @@ class Session:
     def log_data(self) -> None:
         """Record what trains, by digest."""
         data = self.demonstrations
-        for context, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
+        splits: tuple[tuple[Literal["train", "dev", "test"], tuple[Demonstration, ...]], ...]
+        splits = (("train", data.train), ("dev", data.dev), ("test", data.test))
+        for context, rows in splits:
             self.tracking.log_dataset(
                 data.name,
                 data.digests[context],

@@ -10,14 +10,16 @@ import random
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from irlops.contracts.jobs import JobEnvironment, SftJob
+from irlops.contracts.jobs import JobEnvironment, RolloutConfig, SftJob
 from irlops.errors import DataError
 from irlops_jobs.checkpoints.store import CheckpointStore
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.launch import run_worker
 from irlops_jobs.models.build import build_policy, export_policy, identity_of
 from irlops_jobs.models.scorers import PolicyScorer
+from irlops_jobs.rollouts.engines import build_engine
 from irlops_jobs.rollouts.held_out import HeldOut
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration, Session, encode_all, open_session
@@ -47,7 +49,7 @@ def sft(job: SftJob, environment: JobEnvironment) -> None:
         start = resumed[0] if resumed else 0
         session.forget_after(start)
         session.say(f"{job.run_name}: {len(demonstrations)} demonstrations, steps {start} to {job.num_steps}")
-        held_out = HeldOut(session, model, tokenizer) if job.evaluate_every else None
+        held_out = _held_out(session, job, model, tokenizer) if job.evaluate_every else None
         batches = batches_from(demonstrations, job.batch_size, seed=job.seed)
         for step, batch in enumerate(batches):
             if step < start:
@@ -64,6 +66,12 @@ def sft(job: SftJob, environment: JobEnvironment) -> None:
             if is_last:
                 break
         export_policy(session, trainer, tokenizer)
+
+
+def _held_out(session: Session, job: SftJob, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+    engine = build_engine(RolloutConfig(), model, tokenizer, max_length=job.model.max_length)
+    rows = session.demonstrations.dev[: job.evaluate_prompts]
+    return HeldOut(rows, engine, tokenizer, session.runtime, seed=job.seed, micro_batch_tokens=job.micro_batch_tokens)
 
 
 def _train_step(session: Session, trainer: Trainer, batch: Sequence[EncodedDemonstration], step: int) -> None:

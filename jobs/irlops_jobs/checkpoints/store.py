@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from irlops.errors import CheckpointError, StorageError
 from irlops_jobs.distributed.runtime import Runtime
@@ -91,7 +93,7 @@ class CheckpointStore:
             document = {"step": step, "identity": self._identity, "optimizer_steps": counts, "progress": dict(progress)}
             (folder / PROGRESS_FILE).write_text(json.dumps(document))
         self._runtime.barrier()
-        dcp.save(_tensors(trainers), checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
+        save(_tensors(trainers), checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
 
     def load_latest(self, trainers: Mapping[str, Trainer]) -> tuple[int, dict[str, Any]] | None:
         """Restore the newest complete checkpoint into ``trainers``.
@@ -110,8 +112,8 @@ class CheckpointStore:
         document = self._read_progress(folder)
         state = _tensors(trainers)
         try:
-            dcp.load(state, checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
-        except (OSError, RuntimeError, dcp.CheckpointException) as error:
+            load(state, checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
+        except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
                 f"Checkpoint {folder} can't be read: {str(error)[:300]}. Remove that folder to resume from the one before."
             ) from error

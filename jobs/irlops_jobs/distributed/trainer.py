@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from irlops.contracts.jobs import OptimizerConfig
@@ -91,7 +92,7 @@ class Trainer:
 
 
 def _full(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportCallIssue] - a DTensor under FSDP
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
@@ -101,6 +102,7 @@ def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
         for module in scorer.modules():
             if type(module).__name__.endswith("DecoderLayer"):
                 fully_shard(module)
-        return fully_shard(scorer)
+        fully_shard(scorer)
+        return scorer
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
     return DistributedDataParallel(scorer, device_ids=device_ids, broadcast_buffers=False)

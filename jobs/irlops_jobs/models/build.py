@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from irlops.contracts.jobs import AirlJob, EvaluateJob, Job, JobEnvironment
+from irlops.contracts.jobs import AirlJob, EvaluateJob, JobBase, JobEnvironment
 from irlops.errors import ConfigError
 from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.deepen import add_layers
 from irlops_jobs.models.load import load_critic, load_policy, load_tokenizer, new_critic, with_lora
 from irlops_jobs.models.presets import find_preset
 from irlops_jobs.models.save import merged_state_dict, save_model
@@ -23,22 +25,36 @@ CRITIC_LIKE_POLICY = "policy"
 """model.critic_from: start from the policy's backbone."""
 
 
-def build_policy(job: Job, environment: JobEnvironment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def build_policy(job: JobBase, environment: JobEnvironment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The policy to train or evaluate, and its tokenizer.
 
     Raises:
         ConfigError: ``model.policy_from`` names a folder that isn't there.
     """
     cache_dir = environment.state_dir / "cache"
-    origin = find_preset(job.model.preset).policy if job.model.policy_from is None else _folder(job, environment, "policy_from")
+    origin = (
+        find_preset(job.model.preset).policy.with_revision(job.model.policy_revision)
+        if job.model.policy_from is None
+        else _folder(job, environment, "policy_from")
+    )
     tokenizer = load_tokenizer(origin, cache_dir=cache_dir)
-    model = load_policy(origin, cache_dir=cache_dir, dtype=job.model.dtype, seed=derive_seed("policy", job.seed) % 2**31)
+    model = load_policy(
+        origin, cache_dir=cache_dir, dtype=job.model.dtype, seed=derive_seed("policy", job.seed) % 2**31
+    )
+    _choose_attention(model, job)
     if job.model.lora:
         return with_lora(model, job.model.lora, seed=job.seed), tokenizer
     return model, tokenizer
 
 
-def build_critic(job: AirlJob | EvaluateJob, environment: JobEnvironment, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def _choose_attention(model: PreTrainedModel, job: JobBase) -> None:
+    automatic = "sdpa" if torch.cuda.is_available() else "eager"
+    model.set_attn_implementation(automatic if job.model.attention == "auto" else job.model.attention)
+
+
+def build_critic(
+    job: AirlJob | EvaluateJob, environment: JobEnvironment, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
     """A critic to train on: a trained one, or a backbone with a fresh head whose first rewards are all but zero.
 
     ``critic_from: policy`` copies the policy's starting backbone, so both players read equally well from the start
@@ -48,18 +64,24 @@ def build_critic(job: AirlJob | EvaluateJob, environment: JobEnvironment, tokeni
     seed = derive_seed("critic", job.seed) % 2**31
     preset = find_preset(job.model.preset)
     if job.model.critic_from in (None, CRITIC_LIKE_POLICY):
-        origin: Any = preset.critic
+        origin: Any = preset.critic.with_revision(job.model.critic_revision)
         if job.model.critic_from == CRITIC_LIKE_POLICY:
-            origin = preset.policy if job.model.policy_from is None else _folder(job, environment, "policy_from")
+            origin = (
+                preset.policy.with_revision(job.model.policy_revision)
+                if job.model.policy_from is None
+                else _folder(job, environment, "policy_from")
+            )
         model = new_critic(origin, cache_dir=cache_dir, seed=seed, dtype=job.model.dtype)
+        model = add_layers(model, job.model.critic_extra_layers, seed=seed)
     else:
         model = load_critic(_folder(job, environment, "critic_from"), tokenizer=tokenizer, dtype=job.model.dtype)
+    _choose_attention(model, job)
     if job.model.lora and isinstance(job, AirlJob):
         return with_lora(model, job.model.lora, seed=seed, train_head=True)
     return model
 
 
-def _folder(job: Job, environment: JobEnvironment, key: str) -> Path:
+def _folder(job: JobBase, environment: JobEnvironment, key: str) -> Path:
     relative = getattr(job.model, key)
     folder = environment.state_dir / relative
     if not (folder / "config.json").is_file():
@@ -70,12 +92,13 @@ def _folder(job: Job, environment: JobEnvironment, key: str) -> Path:
     return folder
 
 
-def identity_of(job: Job) -> dict[str, str]:
+def identity_of(job: JobBase) -> dict[str, str]:
     """What a checkpoint must agree on to be resumed by this job."""
     return {
-        "kind": job.kind,
+        "job": type(job).__name__,
         "preset": job.model.preset,
         "policy_from": job.model.policy_from or "",
+        "critic_from": f"{job.model.critic_from} + {job.model.critic_extra_layers} layers",
         "lora": "" if job.model.lora is None else job.model.lora.model_dump_json(),
         "seed": str(job.seed),
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from transformers import PreTrainedTokenizerBase
 
 
@@ -11,3 +14,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[in
         [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
     )
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def decode_solution(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Text of solution tokens, without the end token."""
+    return cast(str, tokenizer.decode(list(token_ids), skip_special_tokens=True))

@@ -58,7 +58,8 @@ class CriticScorer(nn.Module):
             before_STH, at_STH = hidden_states(_backbone(self.model), batch)
         mask_ST = batch.solution_mask_ST
         head = self.model.score  # pyright: ignore[reportAttributeAccessIssue]
-        reward_N = head(at_STH[mask_ST].to(head.weight.dtype)).squeeze(-1).float()  # pyright: ignore
+        dtype = next(head.parameters()).dtype  # pyright: ignore[reportCallIssue]
+        reward_N = head(at_STH[mask_ST].to(dtype)).squeeze(-1).float()  # pyright: ignore[reportCallIssue]
         reward_ST = _scatter(reward_N, mask_ST)
         if self.potential is None:
             return reward_ST, torch.zeros_like(reward_ST)

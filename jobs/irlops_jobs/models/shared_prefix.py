@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 LOGITS_PER_CHUNK = 2**23
 """Vocabulary logits alive at once (32 MiB in float32); a longer batch is cut and recomputed in the backward pass."""
@@ -56,6 +58,11 @@ def encode_prompts(backbone: nn.Module, ids_QP: Tensor, mask_QP: Tensor) -> tupl
     return out.last_hidden_state, out.past_key_values
 
 
+def dynamic_layers(cache: Cache) -> list[DynamicLayer]:
+    """The layers of a cache of full attention, the only kind that prompts can be shared in so far."""
+    return cast(list[DynamicLayer], cache.layers)
+
+
 def hidden_states(backbone: nn.Module, batch: TraceBatch) -> tuple[Tensor, Tensor]:
     """Final hidden states of the solutions.
 
@@ -66,8 +73,8 @@ def hidden_states(backbone: nn.Module, batch: TraceBatch) -> tuple[Tensor, Tenso
     prompt_hidden, cache = encode_prompts(backbone, batch.prompt_ids_QP, batch.prompt_mask_QP)
     prompt_length_Q = batch.prompt_mask_QP.sum(1)
     last_QH = prompt_hidden[torch.arange(len(prompt_length_Q), device=prompt_length_Q.device), prompt_length_Q - 1]
-    for layer in cache.layers:
-        layer.keys = layer.keys.index_select(0, batch.parent_S)  # pyright: ignore[reportOptionalMemberAccess] - filled by the pass above
+    for layer in dynamic_layers(cache):
+        layer.keys = layer.keys.index_select(0, batch.parent_S)  # pyright: ignore[reportOptionalMemberAccess] - filled above
         layer.values = layer.values.index_select(0, batch.parent_S)  # pyright: ignore[reportOptionalMemberAccess] - as above
     mask = torch.cat([batch.prompt_mask_QP[batch.parent_S], batch.solution_mask_ST], dim=1)
     offsets_T = torch.arange(batch.solution_ids_ST.shape[1], device=mask.device)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
-from irlops_jobs.models.tokenizers import build_tiny_tokenizer
+from irlops_jobs.models.tokenizers import BOS, EOS, PAD, build_tiny_tokenizer
 
 
 def tiny_config() -> LlamaConfig:
     """Width 128, four layers, about 0.9 million parameters; head size 32 is the smallest that vLLM's CPU kernels take."""
     tokenizer = build_tiny_tokenizer()
+    ids = tokenizer.get_vocab()
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -21,9 +22,9 @@ def tiny_config() -> LlamaConfig:
         max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=ids[PAD],
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
     )
 
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
-from irlops.answers import AnswerRule, answers_agree, extract_answer
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from irlops.answers import AnswerRule, answers_agree, extract_answer
 from irlops.contracts.jobs import RewardConfig
 from irlops_jobs.demonstrations.carriers import Demonstration
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.models.prompts import encode_prompt
+from irlops_jobs.models.prompts import decode_solution, encode_prompt
 from irlops_jobs.rewards.advantages import aggregate_rewards
 from irlops_jobs.rollouts.carriers import RolloutEngine, Sample
 from irlops_jobs.rollouts.sampling import derive_seed
@@ -24,6 +24,7 @@ from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.microbatches import Group, Trace
 
 SAMPLES_PER_QUESTION = 4
+AGGREGATIONS = ("mean", "min", "last", "discounted")
 
 
 class HeldOut:
@@ -54,7 +55,7 @@ class HeldOut:
         Returns:
             ``dev/accuracy`` (agreement with the expert's answer, an estimate of pass@1), ``dev/truncated``,
             ``dev/num_tokens``, ``dev/answered`` (samples with a final answer) and, with a critic, ``dev/auroc`` (left
-            out while all samples are right or all wrong), ``dev/reward_right``, ``dev/reward_wrong`` and
+            out while all samples are right or all wrong; also by every aggregation), ``dev/reward_right``, ``dev/reward_wrong`` and
             ``dev/group_std`` (mean spread of trace rewards within a question).
         """
         prompts = [prompt for _, prompt in self._mine]
@@ -69,27 +70,33 @@ class HeldOut:
             "truncated": [int(sample.truncated) for group in samples for sample in group],
             "num_tokens": [len(sample.token_ids) for group in samples for sample in group],
             "answered": [int(self._answer(sample) is not None) for group in samples for sample in group],
-            "reward": self._rewards(prompts, samples, critic, reward) if critic and reward else [],
         }
+        if critic and reward:
+            part |= self._rewards(prompts, samples, critic, reward)
         everyone = self._runtime.gather(part)
         return _summary({name: [value for one in everyone for value in one[name]] for name in part})
 
     def _answer(self, sample: Sample) -> str | None:
-        return extract_answer(self._tokenizer.decode(sample.token_ids, skip_special_tokens=True), AnswerRule.GSM8K)
+        return extract_answer(decode_solution(self._tokenizer, sample.token_ids), AnswerRule.GSM8K)
 
     def _is_right(self, sample: Sample, row: Demonstration) -> bool:
         return not sample.truncated and answers_agree(self._answer(sample), row.answer)
 
     def _rewards(
         self, prompts: list[tuple[int, ...]], samples: list[list[Sample]], critic: Trainer, reward: RewardConfig
-    ) -> list[float]:
+    ) -> dict[str, list[float]]:
         keys = iter(range(sum(map(len, samples))))
         groups = [
             Group(prompt, [Trace(sample.token_ids, next(keys)) for sample in group])
             for prompt, group in zip(prompts, samples, strict=True)
         ]
         scored = score_traces(critic, groups, micro_batch_tokens=self._micro_batch_tokens)
-        return aggregate_all([scored[key] for key in sorted(scored)], reward).tolist()
+        rows = [scored[key] for key in sorted(scored)]
+        by_aggregation = {
+            f"reward_{name}": aggregate_all(rows, reward.model_copy(update={"aggregation": name})).tolist()
+            for name in AGGREGATIONS
+        }
+        return by_aggregation | {"reward": by_aggregation[f"reward_{reward.aggregation}"]}
 
 
 def aggregate_all(rewards: list[Tensor], config: RewardConfig) -> Tensor:
@@ -103,7 +110,7 @@ def aggregate_all(rewards: list[Tensor], config: RewardConfig) -> Tensor:
 
 
 def _summary(values: dict[str, list[float]]) -> dict[str, float]:
-    right, reward = values["right"], values["reward"]
+    right, reward = values["right"], values.get("reward", [])
     result = {
         "dev/accuracy": fmean(right),
         "dev/truncated": fmean(values["truncated"]),
@@ -120,4 +127,6 @@ def _summary(values: dict[str, list[float]]) -> dict[str, float]:
             result[name] = fmean(picked)
     if 0 < sum(right) < len(right):
         result["dev/auroc"] = float(roc_auc_score(right, reward))
+        for name in AGGREGATIONS:
+            result[f"dev/auroc_{name}"] = float(roc_auc_score(right, values[f"reward_{name}"]))
     return result

@@ -6,10 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from irlops.answers import AnswerRule, answers_agree, extract_answer
 from transformers import PreTrainedTokenizerBase
 
+from irlops.answers import AnswerRule, answers_agree, extract_answer
 from irlops_jobs.distributed.runtime import Runtime
+from irlops_jobs.models.prompts import decode_solution
 from irlops_jobs.rollouts.carriers import RolloutEngine, Sample
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration
@@ -72,7 +73,7 @@ def judge_samples(
     demonstration: EncodedDemonstration, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
 ) -> SampledQuestion:
     """Decode samples and compare their answers with the expert's. Nothing outside the demonstrations is consulted."""
-    texts = tuple(tokenizer.decode(sample.token_ids, skip_special_tokens=True) for sample in samples)
+    texts = tuple(decode_solution(tokenizer, sample.token_ids) for sample in samples)
     expert_answer = demonstration.demonstration.answer
     agrees = tuple(
         not sample.truncated and answers_agree(extract_answer(text, AnswerRule.GSM8K), expert_answer)

@@ -16,7 +16,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from irlops.contracts.jobs import RolloutConfig
-from irlops_jobs.models.shared_prefix import TraceBatch, encode_prompts
+from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, uniform_draws
 
@@ -37,9 +37,7 @@ class _BufferedLayer(DynamicLayer):
     def _show(self) -> None:
         self.keys, self.values = self._keys[..., : self.length, :], self._values[..., : self.length, :]
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[-2]
         self._keys[..., self.length : end, :] = key_states
         self._values[..., self.length : end, :] = value_states
@@ -113,7 +111,10 @@ class TransformersEngine:
         length_Q = batch.prompt_mask_QP.sum(1)
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
         capacity = batch.prompt_ids_QP.shape[1] + self._config.max_new_tokens
-        layers = [_BufferedLayer(layer.keys[rows], layer.values[rows], capacity) for layer in cache.layers]  # pyright: ignore[reportOptionalSubscript]
+        layers = [
+            _BufferedLayer(layer.keys[rows], layer.values[rows], capacity)  # pyright: ignore[reportOptionalSubscript]
+            for layer in dynamic_layers(cache)
+        ]
         sample_seeds = [derive_seed(seed, index) for seed in seeds for index in range(num_samples)]
         state = _Decoding(
             origin=torch.arange(len(rows), device=device),
@@ -124,7 +125,7 @@ class TransformersEngine:
             tokens=[[] for _ in range(len(rows))],
             logprobs=[[] for _ in range(len(rows))],
         )
-        return state, Cache(layers=layers)
+        return state, Cache(layers=list(layers))
 
     def _decode(self, prompts: list[Sequence[int]], num_samples: int, seeds: list[int]) -> list[Sample]:
         state, cache = self._prefill(prompts, num_samples, seeds)

@@ -13,6 +13,7 @@ from irlops.contracts.jobs import CriticConfig, RewardConfig
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.updates.critic_labels import CriticTarget
 from irlops_jobs.updates.microbatches import Group, MicroBatch, plan
+from irlops_jobs.updates.policy import Scoring
 
 
 def update_critic(
@@ -114,7 +115,7 @@ def airl_logits(reward_ST: Tensor, shaping_ST: Tensor, logprob_ST: Tensor, mask_
     return torch.where(mask_ST, reward_ST + shaping_ST - logprob_ST.detach(), 0.0)
 
 
-def score_traces(critic: Trainer, groups: Sequence[Group[int]], *, micro_batch_tokens: int) -> dict[int, Tensor]:
+def score_traces(critic: Scoring, groups: Sequence[Group[int]], *, micro_batch_tokens: int) -> dict[int, Tensor]:
     """Token rewards (length,) float32 on the CPU of every trace, by its payload (any key; -1 marks idle passes)."""
     rewards: dict[int, Tensor] = {}
     for micro in plan(groups, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=-1):

@@ -84,25 +84,35 @@ def weigh(
 ) -> tuple[list[Group[CriticTarget]], dict[str, float]]:
     """Groups ready for the critic's update, and counts of what is in them over all processes.
 
-    ``bce``: every trace weighs the same within its side, whatever its length; with ``mass_balance`` each side holds
-    half of the loss. A side that is empty everywhere leaves the other with its half, and the counts say so.
+    ``bce``: every trace weighs the same within its side, whatever its length; ``mass_balance`` gives each side half of
+    the loss, of all of it or of each question's. A question with one side only keeps its half of a question's weight.
     ``pairwise``: every question that has both sides weighs the same; the others weigh nothing.
     """
     totals = _count_origins(questions, runtime)
-    (num_contrasted,) = runtime.total(sum(_has_both_sides(question) for question in questions))
-    num_positive = totals["expert"] + totals["agreeing_sample"]
-    num_negative = totals["other_sample"] + totals["corrupted"]
-    if config.mass_balance:
-        weights = {True: 0.5 / max(num_positive, 1), False: 0.5 / max(num_negative, 1)}
-    else:
-        weights = dict.fromkeys((True, False), 1.0 / max(num_positive + num_negative, 1))
+    num_contrasted, num_questions = runtime.total(sum(map(_has_both_sides, questions)), len(questions))
     groups: list[Group[CriticTarget]] = []
     for question in questions:
         if config.loss == "pairwise":
             weights = dict.fromkeys((True, False), _has_both_sides(question) / max(num_contrasted, 1))
+        elif config.mass_balance == "question":
+            weights = _balanced(*_count_sides(question), share=1 / max(num_questions, 1))
+        elif config.mass_balance == "global":
+            num_positive = totals["expert"] + totals["agreeing_sample"]
+            weights = _balanced(num_positive, totals["other_sample"] + totals["corrupted"], share=1.0)
+        else:
+            weights = dict.fromkeys((True, False), 1.0 / max(sum(totals.values()), 1))
         groups.append(_group(question, weights, config, step_ends))
     counts = {f"critic/num_{name}": value for name, value in totals.items()}
     return groups, counts | {"critic/num_contrasted_questions": num_contrasted}
+
+
+def _balanced(num_positive: float, num_negative: float, *, share: float) -> dict[bool, float]:
+    return {True: 0.5 * share / max(num_positive, 1), False: 0.5 * share / max(num_negative, 1)}
+
+
+def _count_sides(question: LabelledQuestion) -> tuple[int, int]:
+    num_positive = sum(trace.is_expert_like for trace in question.traces)
+    return num_positive, len(question.traces) - num_positive
 
 
 def _count_origins(questions: Sequence[LabelledQuestion], runtime: Runtime) -> dict[str, float]:

@@ -81,7 +81,8 @@ class CriticLearner:
         config = self._job.critic
         metrics: dict[str, float] = {}
         for update in range(config.updates_per_round):
-            mixed = [*labelled, *self._remembered(len(labelled), round_index, update)]
+            fresh = labelled[update :: config.updates_per_round]
+            mixed = [*fresh, *self._remembered(len(fresh), round_index, update)]
             groups, counts = weigh(mixed, config, self._critic.runtime, self._step_ends)
             metrics = counts | update_critic(
                 self._critic,

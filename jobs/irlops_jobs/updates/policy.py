@@ -157,7 +157,7 @@ class _Tally:
     names = ("kl", "entropy", "clipped", "gap")
 
     def __init__(self) -> None:
-        self._sums = dict.fromkeys((*self.names, "tokens"), 0.0)
+        self._sums: dict[str, float] = dict.fromkeys((*self.names, "tokens"), 0.0)
         self._largest_gap = 0.0
 
     def add(self, mask_ST: Tensor, **values: Tensor) -> None:

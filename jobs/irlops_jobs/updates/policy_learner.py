@@ -76,17 +76,14 @@ class PolicyLearner:
     def _with_reference(self, groups: list[Group[PolicyTarget]]) -> list[Group[PolicyTarget]]:
         if self._reference is None:
             return groups
-        keyed: list[Group[int]] = []
-        flat = [(group, trace) for group in groups for trace in group.traces]
-        numbers = iter(range(len(flat)))
-        for group in groups:
-            keyed.append(Group(group.prompt_ids, [Trace(t.solution_ids, next(numbers)) for t in group.traces]))
+        numbers = iter(range(sum(len(group.traces) for group in groups)))
+        keyed = [Group(g.prompt_ids, [Trace(t.solution_ids, next(numbers)) for t in g.traces]) for g in groups]
         logprobs = trace_logprobs(self._reference, keyed, micro_batch_tokens=self._job.micro_batch_tokens)
-        numbers = iter(range(len(flat)))
+        rows = iter(sorted(logprobs.items()))
         return [
             Group(
                 group.prompt_ids,
-                [Trace(t.solution_ids, t.payload.with_reference(logprobs[next(numbers)])) for t in group.traces],
+                [Trace(t.solution_ids, t.payload.with_reference(next(rows)[1])) for t in group.traces],
             )
             for group in groups
         ]

@@ -30,7 +30,7 @@ def _no_steps(_):
 
 def test_both_sides_hold_half_of_the_loss_however_many_traces_they_have():
     question = LabelledQuestion((1,), (EXPERT, AGREEING, OTHER, CORRUPTED, OTHER))
-    (group,), counts = weigh([question], CriticConfig(), ALONE, _no_steps)
+    (group,), counts = weigh([question], CriticConfig(mass_balance="global"), ALONE, _no_steps)
     weights = [trace.payload.weight for trace in group.traces]
     assert weights == pytest.approx([0.25, 0.25, 1 / 6, 1 / 6, 1 / 6])
     assert counts["critic/num_corrupted"] == 1
@@ -38,8 +38,16 @@ def test_both_sides_hold_half_of_the_loss_however_many_traces_they_have():
 
 def test_without_mass_balance_every_trace_weighs_the_same():
     question = LabelledQuestion((1,), (EXPERT, OTHER, OTHER))
-    (group,), _ = weigh([question], CriticConfig(mass_balance=False), ALONE, _no_steps)
+    (group,), _ = weigh([question], CriticConfig(mass_balance="none"), ALONE, _no_steps)
     assert [trace.payload.weight for trace in group.traces] == pytest.approx([1 / 3] * 3)
+
+
+def test_within_a_question_both_sides_weigh_the_same_so_its_difficulty_says_nothing_of_the_label():
+    easy = LabelledQuestion((1,), (EXPERT, AGREEING, AGREEING, CORRUPTED))
+    hard = LabelledQuestion((1,), (EXPERT, OTHER, OTHER, OTHER))
+    groups, _ = weigh([easy, hard], CriticConfig(mass_balance="question"), ALONE, _no_steps)
+    assert [t.payload.weight for t in groups[0].traces] == pytest.approx([1 / 12] * 3 + [1 / 4])
+    assert [t.payload.weight for t in groups[1].traces] == pytest.approx([1 / 4] + [1 / 12] * 3)
 
 
 def test_a_corruption_is_not_blamed_for_the_tokens_before_its_error():
