@@ -96,7 +96,7 @@ async def running(
     gateway = Gateway(settings, config_file, tracer)
     listening = listen(settings.host, settings.port)
     server = DrainingServer(server_config(gateway, settings), gateway)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+
     task = asyncio.create_task(server._serve(sockets=[listening]))
     while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)

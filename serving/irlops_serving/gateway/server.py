@@ -7,6 +7,8 @@ import gc
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +24,7 @@ from irlops_serving.gateway.settings import CONFIG_FILE_VARIABLE, GatewaySetting
 
 # Longer than the load balancers' usual 60 s: they, not we, close idle connections first.
 KEEP_ALIVE_S = 75
+BACKLOG = 4096
 # Requests make hardly any cycles; Python's 700 would look for them on every other one.
 GARBAGE_BEFORE_COLLECTION = 20_000
 
@@ -32,6 +35,27 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
         super().__init__(config)
         self._gateway = gateway
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving. Unlike uvicorn, don't end by the signal: a drained server has ended well."""
+        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, then say so."""
+        # The signal an operator sends to have files read again; the watcher sees the same within a second anyway.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gateway.reload_now)
+        await super().startup(sockets)
+        settings = self._gateway.settings
+        for listening in sockets or ():
+            host, port = listening.getsockname()[:2]
+            url = f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+            logger.info("listening", url=url, pair=self._gateway.pairs.current.versions.model_dump())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal ends at once."""
@@ -58,13 +82,8 @@ def serve(config_file: Path | None, overrides: dict[str, Any]) -> int:
     gateway = Gateway(settings, path)
     listening = listen(settings.host, settings.port)
     server = DrainingServer(server_config(gateway, settings), gateway)
-    host, port = listening.getsockname()[:2]
-    scheme = "https" if settings.tls_cert_file else "http"
-    logger.info(
-        "listening", url=f"{scheme}://{host}:{port}", **gateway.settings.pair.model_dump(include={"policy_version"})
-    )
     settle_memory()
-    uvloop.run(_serve(server, listening))
+    uvloop.run(server.serve(sockets=[listening]))
     return 0 if server.started else 1
 
 
@@ -73,14 +92,6 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_BEFORE_COLLECTION)
-
-
-async def _serve(server: DrainingServer, listening: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    if hasattr(signal, "SIGHUP"):
-        # The signal an operator sends to have files read again; the watcher sees the same within a second anyway.
-        loop.add_signal_handler(signal.SIGHUP, server._gateway.reload_now)
-    await server.serve(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -99,7 +110,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"Can't listen on {host}:{port}: {error.strerror}. Choose another --port (0 picks a free one)."
         ) from error
-    listening.set_inheritable(True)
     return listening
 
 
@@ -118,7 +128,7 @@ def server_config(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.timeouts.drain_s)),
-        backlog=4096,
+        backlog=BACKLOG,
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
     )
