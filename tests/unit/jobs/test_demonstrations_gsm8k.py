@@ -225,6 +225,7 @@ def test_the_official_files_have_their_known_counts():
     # 7473 rows = 7208 + 256 held out + 9 that contradict themselves
     assert (len(loaded.train), len(loaded.dev), loaded.num_skipped) == (7208, 256, {"contradiction": 9})
     assert len(loaded.test) == 1319
+    assert loaded.digests["test"] == "sha256:1831b330cd15c28e9e975b7539bb6160b14bc2ecd2738396584d1d3978d16576"
     commas = {name: _num_with(OFFICIAL / f"{name}.jsonl", ",") for name in ("train", "test")}
     negative = {name: _num_with(OFFICIAL / f"{name}.jsonl", "-") for name in ("train", "test")}
     assert commas == {"train": 79, "test": 14}
