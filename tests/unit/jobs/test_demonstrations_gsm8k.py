@@ -37,8 +37,8 @@ def _load(folder, **settings):
 
 @pytest.mark.parametrize(
     ("solution", "answer"),
-    [("#### 72", "72"), ("so\n#### 1,234", "1234"), ("#### -3", "-3"), ("#### 2.50", "2.50"), ("#### 5\n#### 6", "6")],
-    ids=["plain", "commas are removed", "negative", "decimals stay", "the last one counts"],
+    [("#### 72", "72"), ("so\n#### 1,234", "1234"), ("#### -3", "-3"), ("#### 2.50", "2.50"), ("#### 5\n#### 6", "5")],
+    ids=["plain", "commas are removed", "negative", "decimals stay", "the first one counts"],
 )
 def test_the_official_answer_is_the_number_behind_the_hashes(solution, answer):
     assert official_answer(solution) == answer
