@@ -64,6 +64,12 @@ def test_every_reward_is_equal_with_its_heads_bias(vllm: httpx.Client, items: li
         np.testing.assert_allclose(theirs, rewards, atol=TOLERANCE)
 
 
+def test_an_item_seen_before_gets_all_its_rewards_again(vllm: httpx.Client, items: list[Tokens], ours: list[Rewards]):
+    # Two whole blocks of vLLM's prefix cache: cached tokens would come back without a reward.
+    for _ in range(2):
+        np.testing.assert_allclose(_pool(vllm, items[-1:])[0], ours[-1], atol=TOLERANCE)
+
+
 def test_a_client_that_forgets_the_activation_still_gets_logits(
     vllm: httpx.Client, items: list[Tokens], ours: list[Rewards]
 ):
