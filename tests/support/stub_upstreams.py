@@ -20,6 +20,13 @@ WORD = re.compile(r"\s*\S+|\s+$")
 PROMPT_IDS = [1, 2, 3]
 
 
+def byte_level(word: str) -> str:
+    """The word as a byte-level vocabulary spells it: printable Latin-1 as itself, other bytes from U+0100 up."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return "".join(chr(byte if byte in printable else 256 + others.index(byte)) for byte in word.encode())
+
+
 class Vocabulary:
     """Ids of words, shared by the two stubs so that a critic can reward a word."""
 
@@ -117,7 +124,8 @@ class StubPolicy:
                 if not is_chat:
                     choice["prompt_token_ids"] = PROMPT_IDS
             choices.append(choice)
-        answer = {"id": "x", "object": "chat.completion", "model": body["model"], "choices": choices}
+        kind = "chat.completion" if is_chat else "text_completion"
+        answer = {"id": "x", "object": kind, "model": body["model"], "choices": choices}
         answer["usage"] = self._usage(texts)
         if is_chat and body.get("return_token_ids"):
             answer["prompt_token_ids"] = PROMPT_IDS
@@ -177,7 +185,7 @@ class StubPolicy:
         if "messages" in body:
             return web.json_response({"count": 3, "max_model_len": 1024, "tokens": PROMPT_IDS})
         ids = self.vocabulary.encode(body["prompt"])
-        words = [self.vocabulary.word(token).replace(" ", "\u0120").replace("\n", "\u010a") for token in ids]
+        words = [byte_level(self.vocabulary.word(token)) for token in ids]
         return web.json_response({"count": len(ids), "max_model_len": 1024, "tokens": ids, "token_strs": words})
 
 

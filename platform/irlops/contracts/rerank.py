@@ -10,13 +10,23 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_CANDIDATES = 64
 MAX_REWARD_ITEMS = 256
 
 Selector = Literal["reward", "majority", "weighted_majority", "first"]
 Aggregation = Literal["mean", "min", "last", "discounted"]
+
+
+def _integral(value: object) -> object:
+    # Beyond 2**53 a float may already be another number than the one that was written.
+    is_exact = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if isinstance(value, float) and is_exact else value
+
+
+WHOLE = BeforeValidator(_integral)
+"""Beside ``strict=True`` an integer as JSON Schema means it: 2.0 is one; "2" and true are not."""
 
 
 class _Body(BaseModel):
@@ -39,7 +49,7 @@ class Degraded(StrEnum):
 class RerankRequest(_Body):
     """The ``rerank`` field of a chat completion request. Absent fields take the gateway's defaults."""
 
-    candidates: Annotated[int, Field(strict=True, ge=1, le=MAX_CANDIDATES)] | None = None
+    candidates: Annotated[int, Field(strict=True, ge=1, le=MAX_CANDIDATES), WHOLE] | None = None
     """Solutions to sample; the cost grows linearly."""
     selector: Selector | None = None
     """How the answer is chosen among the candidates."""
@@ -47,9 +57,9 @@ class RerankRequest(_Body):
     """How token rewards become the reward of a candidate; the calibration's own when absent."""
     adaptive: Annotated[bool, Field(strict=True)] | None = None
     """Sample in waves and stop when reward and agreement have settled the answer."""
-    deadline_ms: Annotated[int, Field(strict=True, ge=1, le=3_600_000)] | None = None
+    deadline_ms: Annotated[int, Field(strict=True, ge=1, le=3_600_000), WHOLE] | None = None
     """Milliseconds after which the best answer so far is given."""
-    max_total_tokens: Annotated[int, Field(strict=True, ge=1, le=10_000_000)] | None = None
+    max_total_tokens: Annotated[int, Field(strict=True, ge=1, le=10_000_000), WHOLE] | None = None
     """Tokens to sample over all candidates together."""
     return_candidates: Annotated[bool, Field(strict=True)] = False
     """Put every candidate into the response."""

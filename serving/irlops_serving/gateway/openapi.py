@@ -11,6 +11,7 @@ import orjson
 from pydantic.json_schema import models_json_schema
 
 from irlops.contracts.rerank import (
+    MAX_CANDIDATES,
     ErrorResponse,
     RerankRequest,
     RerankResult,
@@ -79,7 +80,7 @@ def _completion_schema(base: str, *, is_chat: bool) -> dict[str, Any]:
 
 
 def _completion_path(summary: str, fields: str, answer: str) -> dict[str, Any]:
-    content = {**_json(_ref(answer)), "text/event-stream": {"schema": {"type": "string"}}}
+    content = {**_json(_ref(answer)), "text/event-stream": {}}
     return {
         "post": {
             "summary": summary,
@@ -102,16 +103,21 @@ def _schemas() -> dict[str, Any]:
     _, definitions = models_json_schema(keyed, ref_template=_REF + "{model}")  # type: ignore[arg-type]
     schemas = definitions["$defs"]
     for name in ("ChatFields", "CompletionFields"):
-        schemas[name]["properties"] |= {"model": {"enum": ["reranked", "policy"]}}
+        schemas[name]["properties"]["model"] = {"enum": ["reranked", "policy"]}
+        schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] = MAX_CANDIDATES
         schemas[name]["description"] = "OpenAI's fields. Those not listed go to the policy as they are."
         # `rerank` belongs to one model and `rewards` to the other, so each has its branch.
-        nothing = {"type": "null"}
+        nothing, is_policy = {"type": "null"}, {"const": "policy"}
         reranked = {"anyOf": [_ref("RerankRequest"), nothing]}
-        rewarded = {"anyOf": [_ref("StreamRewardsRequest"), nothing]}
+        streamed = {"stream": {"const": True}, "n": {"enum": [1, None]}, "rewards": _ref("StreamRewardsRequest")}
         schemas[name]["oneOf"] = [
             {"properties": {"model": {"const": "reranked"}, "rerank": reranked, "rewards": nothing}},
-            {"properties": {"model": {"const": "policy"}, "rerank": nothing, "rewards": rewarded}},
-        ]  # fmt: skip
+            {"properties": {"model": is_policy, "rerank": nothing, "rewards": nothing}},
+            {
+                "properties": {"model": is_policy, "rerank": nothing, **streamed},
+                "required": ["stream", "rewards"],
+            },
+        ]
     schemas["ChatCompletion"] = _completion_schema("chat.completion", is_chat=True)
     schemas["Completion"] = _completion_schema("text_completion", is_chat=False)
     return schemas

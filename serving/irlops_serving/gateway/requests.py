@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from irlops.contracts.rerank import RerankRequest, StreamRewardsRequest
+from irlops.contracts.rerank import WHOLE, RerankRequest, StreamRewardsRequest
 from irlops_serving.gateway.errors import ApiError, invalid_request, unknown_model
 from irlops_serving.gateway.exchange import parse_json
 from irlops_serving.gateway.policy import CHAT, COMPLETIONS, Route
@@ -24,7 +24,7 @@ CLOSED_FIELDS = frozenset(
 # What samples need not know, and fields whose meaning a choice among candidates would break.
 REFUSED_WITH_RERANK = frozenset({"best_of", "echo", "use_beam_search", "prompt_logprobs", "suffix"})
 
-Count = Annotated[int, Field(strict=True, ge=1, lt=INT64)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=INT64), WHOLE]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -37,7 +37,7 @@ class _Common(BaseModel):
     max_completion_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64 - 1024)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=-INT64, lt=INT64 - 1024), WHOLE] | None = None
     stop: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
@@ -56,7 +56,7 @@ class _Message(BaseModel):
 class ChatFields(_Common):
     messages: Annotated[list[_Message], Field(min_length=1)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20), WHOLE] | None = None
     tools: list[dict[str, Any]] | None = None
 
 
@@ -64,10 +64,10 @@ class CompletionFields(_Common):
     prompt: (
         Annotated[str, Field(min_length=1)]
         | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[int, Field(ge=0, lt=INT64)]], Field(min_length=1)]
-        | Annotated[list[list[Annotated[int, Field(ge=0, lt=INT64)]]], Field(min_length=1)]
+        | Annotated[list[Annotated[int, Field(strict=True, ge=0, lt=INT64), WHOLE]], Field(min_length=1)]
+        | Annotated[list[list[Annotated[int, Field(strict=True, ge=0, lt=INT64), WHOLE]]], Field(min_length=1)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=20), WHOLE] | None = None
 
 
 _FIELDS = {CHAT: TypeAdapter(ChatFields), COMPLETIONS: TypeAdapter(CompletionFields)}

@@ -40,6 +40,8 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while serving. Unlike uvicorn, don't end by the signal: a drained server has ended well."""
         handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        # The signal an operator sends to have files read again; the watcher sees the same within a second anyway.
+        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.handle_reload)
         try:
             yield
         finally:
@@ -48,14 +50,16 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept, then say so."""
-        # The signal an operator sends to have files read again; the watcher sees the same within a second anyway.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gateway.reload_now)
         await super().startup(sockets)
         settings = self._gateway.settings
         for listening in sockets or ():
             host, port = listening.getsockname()[:2]
             url = f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
             logger.info("listening", url=url, pair=self._gateway.pairs.current.versions.model_dump())
+
+    def handle_reload(self, _: int, __: FrameType | None) -> None:
+        """Look at the files soon, outside of the signal handler."""
+        asyncio.get_running_loop().call_soon_threadsafe(self._gateway.reload_now)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; a second signal ends at once."""

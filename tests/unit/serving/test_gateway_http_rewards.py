@@ -72,9 +72,9 @@ async def test_a_batch_of_256_is_scored_in_calls_that_fit_the_critic():
 
 async def test_offsets_count_characters_not_bytes():
     async with rig(critic=CRITIC) as r:
-        status, body = await r.post("/v1/rewards", _items("4"))
-        tokens = body["items"][0]["tokens"]
-    assert (status, tokens[0]["end"]) == (200, 1)
+        _, body = await r.post("/v1/rewards", _items("5 € makes 4 🥚"))
+    places = [(token["start"], token["end"]) for token in body["items"][0]["tokens"]]
+    assert places == [(0, 1), (1, 3), (3, 9), (9, 11), (11, 13)]
 
 
 async def test_without_a_critic_rewards_are_unavailable_not_invented():
