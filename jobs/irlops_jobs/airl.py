@@ -39,7 +39,8 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
             ),
             job.critic.optimizer,
             session.runtime,
-            num_steps=job.num_rounds * job.critic.updates_per_round,
+            num_steps=job.num_rounds * (job.critic.updates_per_round + job.critic.branch_updates_per_round)
+            + job.critic.branch_warmup_updates,
             sharding=job.sharding,
         )
         rounds = AirlRounds(side, critic, job)
@@ -50,6 +51,7 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
             check=lambda done: side.held_out.check(done, critic, job.reward),
             progress=rounds.state,
             restore=rounds.restore,
+            before_first_round=rounds.warm_up,
         ).run()
         export_policy(session, side.trainer, side.tokenizer)
         export_critic(session, critic, side.tokenizer)
@@ -72,6 +74,10 @@ class AirlRounds:
             labelled = self._critic.label(rollouts, index, self._side.session.runtime.rank)
         with timed("critic", times):
             metrics = self._critic.update(labelled, index)
+        with timed("branches", times):
+            metrics |= self._critic.learn_expert_states(
+                self._side.demonstrations, self._job.critic.branch_updates_per_round, draw=f"round {index}"
+            )
         with timed("scores", times):
             rewards = self._critic.score(rollouts)
         metrics |= rollout_metrics(self._side, rollouts) | self._reward_of_sides(rollouts, rewards)
@@ -81,6 +87,12 @@ class AirlRounds:
             with timed("weights", times):
                 self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
         return metrics | times
+
+    def warm_up(self) -> dict[str, float]:
+        """Teach the critic from experts alone, before it meets the first sample."""
+        return self._critic.learn_expert_states(
+            self._side.demonstrations, self._job.critic.branch_warmup_updates, draw="warm-up"
+        )
 
     def _reward_of_sides(
         self, rollouts: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]

@@ -96,6 +96,7 @@ class Loop:
     check: Callable[[int], dict[str, float]]
     progress: Callable[[], dict[str, Any]]
     restore: Callable[[Mapping[str, Any]], None]
+    before_first_round: Callable[[], dict[str, float]] = dict
 
     def run(self) -> None:
         """All rounds from the latest checkpoint on; ends with the last healthy weights loaded."""
@@ -106,7 +107,7 @@ class Loop:
         guard = CollapseGuard(job.collapse)
         start = self._resume(store, guard)
         if start == 0:
-            session.record(0, self.check(0))
+            session.record(0, self.before_first_round() | self.check(0))
         for index in range(start, job.num_rounds):
             metrics = self.do_round(index)
             done = index + 1

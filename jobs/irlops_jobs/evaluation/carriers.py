@@ -107,16 +107,10 @@ def check_corrupted(traces: Sequence[CorruptedTrace]) -> None:
     """Hold corrupted traces to what localisation reads.
 
     Raises:
-        DataError: names the first trace that lacks numbers, has NaN, or whose error lies outside of it.
+        DataError: names the first trace that lacks numbers or has NaN.
     """
     for number, trace in enumerate(traces):
-        name = f"corrupted trace {number}"
-        _check_numbers(trace, name)
-        if not 0 <= trace.first_error_start < trace.first_error_end <= trace.num_tokens:
-            raise DataError(
-                f"{name}: its first error, tokens {trace.first_error_start} to {trace.first_error_end}, is not within its "
-                f"{trace.num_tokens} tokens. Leave out solutions that were cut before their error."
-            )
+        _check_numbers(trace, f"corrupted trace {number}")
 
 
 def _check_numbers(scored: ScoredSample | CorruptedTrace, name: str) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from irlops_jobs.models.shared_prefix import TraceBatch, chosen_logprobs, hidden_states
+from irlops_jobs.models.branches import BranchBatch, branch_hidden_states, doubt_and_draw, propose_branches
+from irlops_jobs.models.shared_prefix import LOGITS_PER_CHUNK, TraceBatch, chosen_logprobs, hidden_states
 
 
 class PolicyScorer(nn.Module):
@@ -37,6 +38,22 @@ class PolicyScorer(nn.Module):
         chosen_N, entropy_N = chosen_logprobs(hidden_NH, batch.solution_ids_ST[mask_ST], head, head.weight.shape[0])
         return _scatter(chosen_N, mask_ST), _scatter(entropy_N, mask_ST)
 
+    def propose(self, batch: TraceBatch, uniform_ST: Tensor, *, num_branches: int, floor: float) -> BranchBatch:
+        """What this policy would have written in place of the solutions' tokens, where it doubts them most."""
+        with _precision(self._autocast, batch.solution_ids_ST.device):
+            before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
+        mask_ST = batch.solution_mask_ST
+        head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        doubt_N, drawn_N = doubt_and_draw(
+            before_STH[mask_ST].to(head.weight.dtype) / self._temperature,  # pyright: ignore
+            batch.solution_ids_ST[mask_ST],
+            uniform_ST[mask_ST],
+            head,
+            size=max(1, LOGITS_PER_CHUNK // head.weight.shape[0]),
+        )
+        doubt_ST, drawn_ST = _scatter(doubt_N, mask_ST), _scatter(drawn_N, mask_ST)
+        return propose_branches(doubt_ST, drawn_ST, batch, num_branches=num_branches, floor=floor)
+
 
 class CriticScorer(nn.Module):
     """Rewards of solution tokens: the raw logit of a token classifier, high where the text reads like an expert's."""
@@ -53,13 +70,16 @@ class CriticScorer(nn.Module):
         Returns:
             reward_ST: (S, T) float32, log-odds of "expert"; carries gradients, 0 where masked.
             shaping_ST: (S, T) float32, h(next) - h(now) with h 0 after the end; all 0 without a potential.
+            With branches: (S, A) float32 rewards of the solutions' own tokens there, and of the branches' tokens.
         """
+        if isinstance(batch, BranchBatch):
+            return self._compare_branches(batch)
         with _precision(self._autocast, batch.solution_ids_ST.device):
             before_STH, at_STH = hidden_states(_backbone(self.model), batch)
         mask_ST = batch.solution_mask_ST
-        head = self.model.score  # pyright: ignore[reportAttributeAccessIssue]
-        dtype = next(head.parameters()).dtype  # pyright: ignore[reportCallIssue]
-        reward_N = head(at_STH[mask_ST].to(dtype)).squeeze(-1).float()  # pyright: ignore[reportCallIssue]
+        head: nn.Module = self.model.score  # pyright: ignore[reportAssignmentType]
+        dtype = next(head.parameters()).dtype
+        reward_N = head(at_STH[mask_ST].to(dtype)).squeeze(-1).float()
         reward_ST = _scatter(reward_N, mask_ST)
         if self.potential is None:
             return reward_ST, torch.zeros_like(reward_ST)
@@ -67,6 +87,15 @@ class CriticScorer(nn.Module):
         is_last_ST = mask_ST & ~nn.functional.pad(mask_ST[:, 1:], (0, 1))
         next_ST = self.potential(at_STH.float()).squeeze(-1).masked_fill(is_last_ST, 0.0)
         return reward_ST, torch.where(mask_ST, next_ST - now_ST, 0.0)
+
+    def _compare_branches(self, batch: BranchBatch) -> tuple[Tensor, Tensor]:
+        with _precision(self._autocast, batch.solution_ids_ST.device):
+            at_STH, branch_SAH = branch_hidden_states(_backbone(self.model), batch)
+        head: nn.Module = self.model.score  # pyright: ignore[reportAssignmentType]
+        dtype = next(head.parameters()).dtype
+        own_SAH = at_STH.gather(1, batch.branch_position_SA[:, :, None].expand(-1, -1, at_STH.shape[-1]))
+        own_SA, branch_SA = (head(states.to(dtype)).squeeze(-1).float() for states in (own_SAH, branch_SAH))
+        return own_SA, branch_SA
 
 
 def _backbone(model: nn.Module) -> nn.Module:

@@ -14,8 +14,10 @@ from irlops_jobs.demonstrations.perturbations import perturb_positives, token_sp
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.rollouts.sampling import derive_seed
+from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.critic import score_traces, update_critic
 from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
+from irlops_jobs.updates.expert_states import update_on_expert_states
 from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.policy import trace_logprobs
 
@@ -93,6 +95,29 @@ class CriticLearner:
                 micro_batch_tokens=self._job.micro_batch_tokens,
             )
         self._remember(labelled)
+        return metrics
+
+    def learn_expert_states(
+        self, demonstrations: Sequence[EncodedDemonstration], num_updates: int, *, draw: str
+    ) -> dict[str, float]:
+        """``num_updates`` steps on branches of demonstrations drawn afresh.
+
+        Args:
+            draw: names this occasion (a round, the warm-up); with the run's seed it fixes what is drawn.
+        """
+        config, runtime = self._job.critic, self._critic.runtime
+        metrics: dict[str, float] = {}
+        for update in range(num_updates if config.branches_per_expert else 0):
+            rng = random.Random(derive_seed("branches", self._job.seed, draw, update))  # noqa: S311 - not for secrets
+            chosen = runtime.share(rng.choices(range(len(demonstrations)), k=config.branch_batch_size))
+            metrics = update_on_expert_states(
+                self._critic,
+                self._policy,
+                [demonstrations[index] for index in chosen],
+                [derive_seed("branch", self._job.seed, draw, update, index) for index in chosen],
+                config=config,
+                micro_batch_tokens=self._job.micro_batch_tokens,
+            )
         return metrics
 
     def score(self, questions: Sequence[SampledQuestion]) -> list[list[Tensor]]:

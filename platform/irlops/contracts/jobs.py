@@ -121,6 +121,16 @@ class CriticConfig(Section):
     question, how hard it is says nothing about the label, so the critic can't learn difficulty in place of correctness."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=0.5)
     """Targets are 1 - x and x."""
+    branches_per_expert: int = Field(default=16, ge=0)
+    """Per expert solution, tokens at which the policy's own alternative is held against the expert's; 0 turns it off."""
+    branch_updates_per_round: int = Field(default=2, ge=0)
+    """Optimizer steps on such branches in a round, each on fresh demonstrations."""
+    branch_batch_size: int = Field(default=32, ge=1)
+    """Demonstrations of one such step, over all processes."""
+    branch_floor: float = Field(default=0.02, ge=0, le=1)
+    """Least weight of a branch; otherwise it weighs as much as the policy doubts the expert's token."""
+    branch_warmup_updates: int = Field(default=0, ge=0)
+    """Steps on branches before the first round: the critic learns from experts before it meets samples."""
     replay_capacity: int = Field(default=0, ge=0)
     """Traces of earlier rounds kept to be shown again; 0 turns replay off."""
     replay_fraction: float = Field(default=0.0, ge=0, lt=1)

@@ -24,7 +24,8 @@ from irlops.registry import guard
 
 LOOPBACK = "127.0.0.1"
 _LOG_TAIL_BYTES = 65_536
-# The guard gives the command 5 s after SIGTERM and as long after SIGKILL; this is both, and a little.
+_GRACE_S = 5.0
+# The guard gives the command its grace after SIGTERM and as long after SIGKILL; this is both, and a little.
 _STOP_TIMEOUT_S = 12.0
 
 
@@ -72,9 +73,14 @@ class SupervisedProcess:
         return self.guard_process.pid
 
     def ask_to_stop(self) -> None:
-        """Send SIGTERM and return at once; whoever does not follow gets SIGKILL some seconds later."""
+        """Send SIGTERM and return at once; who does not follow within the grace gets SIGKILL."""
         if self.is_running:
             self.guard_process.terminate()
+
+    def hurry(self) -> None:
+        """End the grace: SIGKILL now, when it has been asked to stop."""
+        if self.is_running:
+            self.guard_process.send_signal(signal.SIGUSR2)
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         """End it with all its descendants, and wait for that."""
@@ -93,6 +99,7 @@ def start_supervised(
     log_file: Path,
     environment: Mapping[str, str] | None = None,
     working_dir: Path | None = None,
+    grace_s: float = _GRACE_S,
 ) -> SupervisedProcess:
     """Start ``command`` so that it ends with this process.
 
@@ -102,6 +109,8 @@ def start_supervised(
         log_file: Gets its output; an older file is overwritten.
         environment: Its whole environment; None takes ours.
         working_dir: None takes ours.
+        grace_s: How long it may take to end after SIGTERM, for example to save its state. A process with a long grace is
+            stopped with an equally long ``stop(timeout_s)``.
 
     Raises:
         StorageError: the log file can't be written.
@@ -116,7 +125,7 @@ def start_supervised(
     with log:
         process = subprocess.Popen(
             # Isolated and without site-packages: the guard needs only the standard library and starts in milliseconds.
-            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command],
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), "--grace-s", str(grace_s), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from irlops.contracts.jobs import PolicyConfig, RewardConfig
 from irlops.selection import aggregate
 from irlops_jobs.rewards.advantages import (

@@ -1,6 +1,7 @@
 """The guard warns at the first bad check and gives up only after its patience."""
 
 import pytest
+
 from irlops.contracts.jobs import CollapseConfig
 from irlops_jobs.collapse import CollapseGuard
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from irlops.contracts.jobs import CriticConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.models.shared_prefix import TraceBatch

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from irlops.contracts.jobs import PolicyConfig
 from irlops_jobs.models.shared_prefix import TraceBatch
 from irlops_jobs.updates.microbatches import MicroBatch

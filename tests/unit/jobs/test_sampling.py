@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from irlops.contracts.jobs import RolloutConfig
 from irlops_jobs.models.tiny import build_tiny_policy
 from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed

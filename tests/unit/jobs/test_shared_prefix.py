@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.models.shared_prefix import TraceBatch, chosen_logprobs
 from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from irlops.contracts.jobs import OptimizerConfig
 from irlops_jobs.distributed.optimizers import learning_rate_factor
 from irlops_jobs.distributed.runtime import Runtime

@@ -92,3 +92,25 @@ def test_the_guard_exits_with_the_command_s_code(command: str, code: int) -> Non
 
     argv = [sys.executable, "-m", "irlops.registry.guard", str(os.getpid()), sys.executable, "-c", command]
     assert subprocess.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=20).returncode == code
+
+
+SLOW_TO_END = (
+    "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print('ready', flush=True); time.sleep(60)"
+)
+
+
+def test_a_command_gets_its_grace_and_sigusr2_ends_it() -> None:
+    import os
+
+    argv = [sys.executable, "-m", "irlops.registry.guard", str(os.getpid()), "--grace-s", "50"]
+    guard = subprocess.Popen(
+        [*argv, sys.executable, "-c", SLOW_TO_END], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    assert guard.stdout is not None
+    guard.stdout.readline()
+    guard.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        guard.wait(1.0)
+    guard.send_signal(signal.SIGUSR2)
+    assert guard.wait(10) == 137  # 128 + SIGKILL
+    guard.stdout.close()
