@@ -57,7 +57,9 @@ def main() -> None:
     ]
     columns = ("request", "at once", "floor ms", "added median ms", "added p99 ms", "errors")
     print_table("Latency added by the gateway", columns, rows)
-    print("Wanted: at most 3 ms (median) and 15 ms (p99) at 64; at most 5 ms (median) at 16 with policy and critic 100 ms.")
+    print(
+        "Wanted: at most 3 ms (median) and 15 ms (p99) at 64; at most 5 ms (median) at 16 with policy and critic 100 ms."
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Resident memory of the gateway with many open streams.
 
-    python -m benchmarks.gateway_memory [--streams 1000] [--seconds 10]
+python -m benchmarks.gateway_memory [--streams 1000] [--seconds 10]
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import json
 
 import uvloop
-
 from benchmarks.gateway_support import CHAT, KEY, gateway, memory_mib, print_table, stub
 
 
@@ -56,7 +55,14 @@ def main() -> None:
         idle = memory_mib(child)
         seen: list[float] = []
         counts = uvloop.run(_hold(url, options.streams, options.seconds, seen, child))
-    row = (options.streams, counts["open"], counts["done"], idle, max(seen), (max(seen) - idle) / options.streams * 1024)
+    row = (
+        options.streams,
+        counts["open"],
+        counts["done"],
+        idle,
+        max(seen),
+        (max(seen) - idle) / options.streams * 1024,
+    )
     columns = ("streams", "opened", "completed", "idle MiB", "peak MiB", "KiB each")
     print_table("Memory with open streams", columns, [row])
     print("Wanted: under 250 MiB at 1,000 streams.")

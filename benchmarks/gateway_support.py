@@ -48,7 +48,12 @@ def _chat_answer(n: int) -> bytes:
 
 
 def _chat_chunk(index: int, *, last: bool) -> bytes:
-    choice = {"index": index, "delta": {"content": TEXT}, "token_ids": TOKEN_IDS, "finish_reason": "stop" if last else None}
+    choice = {
+        "index": index,
+        "delta": {"content": TEXT},
+        "token_ids": TOKEN_IDS,
+        "finish_reason": "stop" if last else None,
+    }
     chunk = {"id": "1", "object": "chat.completion.chunk", "model": "policy", "prompt_token_ids": PROMPT_IDS}
     return b"data: " + json.dumps(chunk | {"choices": [choice]}).encode() + b"\n\n"
 
@@ -155,23 +160,25 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], ready_url: str, timeout_s: float = 60, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: Sequence[str], ready_url: str, timeout_s: float = 60, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ``command`` until the block ends; returns once ``ready_url`` answers."""
-    log = tempfile.TemporaryFile()
-    path = os.pathsep.join(str(REPO / root) for root in ("platform", "jobs", "serving", "."))
-    child = subprocess.Popen(
-        command, stdout=log, stderr=log, cwd=REPO, env={**os.environ, "PYTHONPATH": path + os.pathsep + os.environ.get("PYTHONPATH", ""), **environment}
-    )
-    try:
-        _wait_ready(child, ready_url, timeout_s, log)
-        yield child
-    finally:
-        child.send_signal(signal.SIGTERM)
+    roots = [str(REPO / root) for root in ("platform", "jobs", "serving", ".")]
+    path = os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryFile() as log:
+        environment = {**os.environ, "PYTHONPATH": path, **environment}
+        child = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPO, env=environment)
         try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            _wait_ready(child, ready_url, timeout_s, log)
+            yield child
+        finally:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
 
 def _wait_ready(child: subprocess.Popen[bytes], url: str, timeout_s: float, log: Any) -> None:
@@ -193,7 +200,9 @@ def tool_environment(name: str, *requirements: str) -> Path:
     if not (folder / ".installed").exists():
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run([*uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python"), *requirements], check=True)
+        subprocess.run(
+            [*uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python"), *requirements], check=True
+        )
         (folder / ".installed").touch()
     return folder
 
@@ -283,7 +292,11 @@ def run_load(url: str, path: str, body: dict[str, Any], connections: int, second
         await asyncio.gather(*clients)
         wall_s = time.perf_counter() - started_s
         return Load(
-            len(latencies) / wall_s, percentile(latencies, 0.5), percentile(latencies, 0.99), len(latencies), len(errors)
+            len(latencies) / wall_s,
+            percentile(latencies, 0.5),
+            percentile(latencies, 0.99),
+            len(latencies),
+            len(errors),
         )
 
     import uvloop

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import yaml
-
 from benchmarks.gateway_support import (
     CHAT,
     KEY,
@@ -44,7 +43,10 @@ def litellm(upstream: str) -> Iterator[tuple[str, object]]:
     port = free_port()
     config = {
         "model_list": [
-            {"model_name": "policy", "litellm_params": {"model": "openai/policy", "api_base": f"{upstream}/v1", "api_key": "x"}}
+            {
+                "model_name": "policy",
+                "litellm_params": {"model": "openai/policy", "api_base": f"{upstream}/v1", "api_key": "x"},
+            }
         ],
         "general_settings": {"master_key": KEY},
         "litellm_settings": {"telemetry": False},
@@ -75,7 +77,11 @@ def envoy(upstream: str) -> Iterator[tuple[str, object]]:
         "stat_prefix": "in",
         "route_config": {
             "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "policy"}}]}
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "policy"}}],
+                }
             ]
         },
         "http_filters": [
@@ -144,7 +150,15 @@ def _report(results: dict[str, list[tuple[Load, float]]], memory: dict[str, floa
     errors = {name: sum(load.num_errors for load, _ in runs) for name, runs in results.items()}
     columns = ("proxy", "requests/s", "CPU us/request", "times irlops", "times irlops (CPU)", "MiB", "errors")
     rows = [
-        (name, rate[name], cpu[name], rate["irlops"] / rate[name], cpu[name] / cpu["irlops"], memory[name], errors[name])
+        (
+            name,
+            rate[name],
+            cpu[name],
+            rate["irlops"] / rate[name],
+            cpu[name] / cpu["irlops"],
+            memory[name],
+            errors[name],
+        )
         for name in rate
     ]
     print_table("Pass-through chat completions, one worker each", columns, rows)

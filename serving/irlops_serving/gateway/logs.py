@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import BinaryIO, cast
 
 import orjson
 import structlog
@@ -24,7 +25,7 @@ def configure_logs(level: str) -> None:
             structlog.processors.JSONRenderer(serializer=_dump),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast(BinaryIO, _StandardError())),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -44,6 +45,16 @@ def mask_secrets(_: object, __: str, event: structlog.typing.EventDict) -> struc
 
 def _dump(value: object, **_: object) -> bytes:
     return orjson.dumps(value, default=repr)
+
+
+class _StandardError:
+    """Whatever standard error is at the moment: loggers live as long as the process, a replaced stream may be closed."""
+
+    def write(self, line: bytes) -> int:
+        return sys.stderr.buffer.write(line)
+
+    def flush(self) -> None:
+        sys.stderr.buffer.flush()
 
 
 class _JsonLines(logging.Formatter):
