@@ -33,6 +33,10 @@ class Plan:
     started_s: float = 0.0
     """``time.perf_counter()`` when the request arrived: the deadline counts from there."""
     max_total_tokens: int | None = None
+    temperature: float | None = None
+    """Sent to the policy instead of the request's own; None: as the request says."""
+    is_greedy: bool = False
+    """Temperature 0: one candidate, because every other would be the same."""
     use_critic: bool = True
     overlap: bool = True
 

@@ -32,6 +32,7 @@ _REASONS = {
     Degraded.TOKEN_BUDGET: "The token budget was spent before every candidate was finished. ",
     Degraded.POLICY_INTERRUPTED: "The policy stopped before every candidate was finished. ",
 }
+_GREEDY = "At temperature 0 every candidate would be the same, so one was sampled. "
 
 
 def find_answer(text: str, rule: AnswerRule) -> str | None:
@@ -127,12 +128,17 @@ class Choice:
             chosen_index=self.ranked[0].index,
             degraded=outcome.degraded,
             stopped_early=outcome.stopped_early,
-            explanation=(_REASONS[outcome.degraded] if outcome.degraded else "") + self.selection.explanation,
+            explanation=self._explanation(),
             pair=self.chooser.versions,
             answers=[AnswerVotes(answer=a.answer, votes=a.votes, weight=a.weight) for a in self.selection.answers],
             timings_ms=RerankTimings(sampling=sampling, scoring=scoring, total=total),
             candidates=[self._describe(draft, asked) for draft in self._shown(asked)],
         )
+
+    def _explanation(self) -> str:
+        reason = _REASONS[self.outcome.degraded] if self.outcome.degraded else ""
+        greedy = _GREEDY if self.chooser.plan.is_greedy else ""
+        return reason + greedy + self.selection.explanation
 
     def _shown(self, asked: RerankRequest) -> list[Draft]:
         if asked.return_candidates:

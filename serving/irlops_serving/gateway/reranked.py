@@ -24,6 +24,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 # A refusal of the policy (a question past its context) comes sooner and is still answered with its own status.
 START_STREAM_AFTER_S = 0.25
 OURS = frozenset({"rerank", "rewards", "n", "stream", "stream_options", "model"})
+# Where vLLM begins to decode greedily, and to refuse more than one sample.
+GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ def make_plan(
         raise invalid_request(
             f"{candidates} candidates are more than the {limits.max_candidates} allowed.", "rerank.candidates"
         )
+    temperature = request.document.get("temperature")
+    wants_greedy = temperature is not None and temperature < GREEDY_BELOW
+    is_greedy = wants_greedy and defaults.temperature_for_zero is None
+    if is_greedy:
+        candidates = _one_candidate(request)
     adaptive = defaults.adaptive if asked.adaptive is None else asked.adaptive
     in_waves = adaptive or asked.max_total_tokens is not None
     selector = asked.selector or defaults.selector
@@ -62,15 +69,25 @@ def make_plan(
         deadline_ms=asked.deadline_ms or defaults.deadline_ms,
         started_s=started_s,
         max_total_tokens=asked.max_total_tokens,
+        temperature=defaults.temperature_for_zero if wants_greedy else None,
+        is_greedy=is_greedy,
         use_critic=selector in NEEDS_REWARDS or asked.return_token_rewards or asked.return_candidates,
         # Tool calls are put together by the policy server; in pieces they would have to be put together here again.
         overlap=defaults.overlap and not request.document.get("tools"),
     )
 
 
-def make_sampling(request: CompletionRequest, backends: Backends) -> Sampling:
+def _one_candidate(request: CompletionRequest) -> int:
+    if request.n > 1:
+        raise invalid_request(f"At temperature 0 all {request.n} answers would be the same. Raise temperature.", "n")
+    return 1
+
+
+def make_sampling(request: CompletionRequest, plan: Plan, backends: Backends) -> Sampling:
     """The request to the policy."""
     body = {key: value for key, value in request.document.items() if key not in OURS}
+    if plan.temperature is not None:
+        body["temperature"] = plan.temperature
     body["model"] = backends.policy.settings.model
     needs_pieces = request.rerank.return_token_rewards and backends.policy.tokenizer is None
     if needs_pieces and not body.get("logprobs"):
@@ -93,7 +110,7 @@ async def rerank(
     events: asyncio.Queue[dict[str, Any]] | None = None,
 ) -> Reranked:
     """Sample, score and choose; progress goes into ``events``."""
-    sampling = make_sampling(request, backends)
+    sampling = make_sampling(request, plan, backends)
     reporter = _Reporter(request, chooser, sampling, events)
     scorer = OverlappedScorer(backends.critic, reporter.scored)
     reporter.rewards = scorer.rewards

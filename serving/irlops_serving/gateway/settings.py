@@ -203,6 +203,8 @@ class RerankSettings(_Section):
     deadline_ms: int | None = Field(default=None, ge=1)
     wave: int = Field(default=4, ge=1, le=MAX_CANDIDATES)
     """Candidates sampled between two looks at whether the answer is settled (adaptive sampling)."""
+    temperature_for_zero: float | None = Field(default=None, gt=0, le=2)
+    """Candidates of a request that says ``temperature: 0`` are sampled with this; one greedy candidate when absent."""
     overlap: bool = True
     """Score candidates while others are still being written (streams from the policy)."""
 

@@ -159,6 +159,28 @@ async def test_tools_go_to_the_policy_and_the_chosen_call_comes_back():
     assert [delta["tool_calls"] for delta in deltas if "tool_calls" in delta] == [[{"index": 0, **call}]]
 
 
+async def test_at_temperature_zero_one_greedy_candidate_is_sampled_because_all_would_be_equal():
+    async with rig({"solutions": [RIGHT]}) as r:
+        rerank = (await r.rerank({"temperature": 0}, candidates=8))["rerank"]
+        refused, body = await r.chat("reranked", temperature=0, n=2)
+    assert [(request["n"], request["temperature"]) for request in r.policy.requests] == [(1, 0)]
+    assert (rerank["candidates_requested"], rerank["candidates_sampled"], rerank["degraded"]) == (1, 1, None)
+    assert rerank["explanation"].startswith("At temperature 0 every candidate would be the same")
+    assert (refused, body["error"]["param"]) == (400, "n")
+
+
+async def test_an_operator_may_have_candidates_sampled_where_clients_say_temperature_zero():
+    async with rig({"solutions": [RIGHT]}, rerank={"temperature_for_zero": 0.8}) as r:
+        await r.rerank({"temperature": 0}, candidates=8)
+        await r.rerank({"temperature": 0.3}, candidates=8)
+        await r.rerank(candidates=8)
+    assert [(request["n"], request.get("temperature")) for request in r.policy.requests] == [
+        (8, 0.8),
+        (8, 0.3),
+        (8, None),
+    ]
+
+
 # --- streams --------------------------------------------------------------------------------------------------------
 
 
