@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -62,6 +63,8 @@ class VllmEngine:
             generation_config="vllm",
             disable_log_stats=True,
             seed=0,
+            # Left alone it takes nine tenths of a GPU, on which the trainer lives as well.
+            **({"gpu_memory_utilization": config.gpu_memory_fraction} if torch.cuda.is_available() else {}),
         )
         self.load_weights(policy)
 

@@ -100,6 +100,8 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(default=128, ge=1)
     batch_size: int = Field(default=512, ge=1)
     """Sequences decoded together by the transformers engine."""
+    gpu_memory_fraction: float = Field(default=0.3, gt=0, lt=1)
+    """vllm on a GPU: what it may take of the device, its own weights included; the rest is the trainer's."""
 
 
 class CriticConfig(Section):
