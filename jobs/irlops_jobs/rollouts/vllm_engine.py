@@ -53,6 +53,10 @@ class VllmEngine:
         base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # pyright: ignore[reportCallIssue]
         base.config.save_pretrained(self._folder.name)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         tokenizer.save_pretrained(self._folder.name)
+        # Left alone it takes nine tenths of a GPU, on which the trainer lives as well.
+        on_gpu: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory_fraction} if torch.cuda.is_available() else {}
+        )
         self._llm: Any = LLM(
             model=self._folder.name,
             load_format="dummy",  # real weights follow at once, from memory
@@ -63,8 +67,7 @@ class VllmEngine:
             generation_config="vllm",
             disable_log_stats=True,
             seed=0,
-            # Left alone it takes nine tenths of a GPU, on which the trainer lives as well.
-            **({"gpu_memory_utilization": config.gpu_memory_fraction} if torch.cuda.is_available() else {}),
+            **on_gpu,
         )
         self.load_weights(policy)
 
