@@ -69,7 +69,7 @@ def plan_job(manifest_path: Path, overrides: Mapping[str, Any], kind: type[_J]) 
     job = check_job_file(manifest)
     if not isinstance(job, kind):
         raise ConfigError(
-            f"{manifest_path} runs {job.kind if job else 'no job of ours'}; the demo needs a {kind.__name__}."
+            f"{manifest_path} runs {job.kind if job else 'no job of ours'}; the demo needs an {kind.__name__} there."
         )
     num_workers = sum(replica.replicas for _, replica in manifest.job.spec.replicas())
     return PlannedJob(manifest_path, dict(overrides), job, num_workers)

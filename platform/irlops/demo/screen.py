@@ -6,7 +6,7 @@ On a terminal the live line is drawn over itself; elsewhere a line is printed no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +30,10 @@ _TITLES = {"random": "random", "reward": "reward", "majority": "majority", "weig
 class Screen:
     """Made by the command; told by the stages what happens."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, now_s: Callable[[], float] = time.monotonic) -> None:
         self.console = console
-        self._started = time.monotonic()
+        self.now_s = now_s
+        self._started = now_s()
 
     def header(self, text: str, facts: str) -> None:
         self.console.print(f"[bold]{text}[/bold]", soft_wrap=True)
@@ -93,7 +94,7 @@ class Screen:
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self._started
+        return self.now_s() - self._started
 
 
 class StageView:
@@ -102,7 +103,8 @@ class StageView:
     def __init__(self, screen: Screen, progress: Progress, *, live: bool) -> None:
         self._screen, self._progress, self._live = screen, progress, live
         self._task = progress.add_task("starting", total=None)
-        self._started = self._said_at = time.monotonic()
+        self._now_s = screen.now_s
+        self._started = self._said_at = self._now_s()
         self._first: tuple[float, int] | None = None
         self._said = ""
 
@@ -117,7 +119,7 @@ class StageView:
             self._say_now_and_then(f"{counted}{text}", left)
 
     def _say_now_and_then(self, said: str, left: str) -> None:
-        now = time.monotonic()
+        now = self._now_s()
         if said != self._said and now - self._said_at >= _SPARSE_S:
             self._said, self._said_at = said, now
             self._screen.line(f"{clock(now - self._started)}  {said}{left}")
@@ -127,7 +129,7 @@ class StageView:
 
     def done(self, text: str) -> None:
         """What came out of the stage."""
-        took = f"{time.monotonic() - self._started:.0f} s"
+        took = f"{self._now_s() - self._started:.0f} s"
         self._progress.stop()  # takes the live line away
         self._screen.line(f"✓ {text}  ({took})" if text else f"✓ {took}", style="green")
 
@@ -136,11 +138,11 @@ class StageView:
         if not total or not done or done >= total:
             return ""
         if self._first is None or done < self._first[1]:
-            self._first = (time.monotonic(), done)
+            self._first = (self._now_s(), done)
         since, first = self._first
         if done - first < 3:
             return ""
-        return f"  about {clock((time.monotonic() - since) / (done - first) * (total - done))} left"
+        return f"  about {clock((self._now_s() - since) / (done - first) * (total - done))} left"
 
 
 def clock(seconds: float) -> str:
