@@ -66,6 +66,8 @@ def launch(module: str) -> LaunchOutcome:
             "torch is not installed, so no job can run here. Install the extra `jobs`, or use the jobs image."
         ) from error
     os.environ[LAUNCHER_PID] = str(os.getpid())
+    # Drawn anew for every weight file by every worker, they would bury the log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return LaunchOutcome(*run_elastic(module))
 
 

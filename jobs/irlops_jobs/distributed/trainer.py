@@ -105,4 +105,4 @@ def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
         fully_shard(scorer)
         return scorer
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(scorer, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(scorer, device_ids=device_ids, forward_sync_buffers=False)

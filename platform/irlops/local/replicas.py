@@ -11,6 +11,9 @@ from irlops.local.pods import LocalPod
 from irlops.local.processes import SupervisedProcess, describe_exit, start_supervised
 
 _READ_BYTES = 1 << 20
+_COMPLAINT = re.compile(r"Error( \(rank \d+\))?: |[A-Za-z_][\w.]*(Error|Exception): ")
+"""Our own message, or the last line of a traceback."""
+_OF_OTHERS = re.compile(r"Another worker is gone|Its message stands above|goes on from its last checkpoint")
 _LINE_END = re.compile(rb"\r\n|\n|\r")  # progress bars end their lines with \r
 
 
@@ -98,7 +101,7 @@ class Replica:
     def last_words(self) -> str:
         """The line that says most about its end: what a worker complained of, or else the last line."""
         lines = self._process.last_lines(200).splitlines() if self._process else []
-        complaints = [line for line in lines if line.startswith("Error")]
+        complaints = [line for line in lines if _COMPLAINT.match(line)]
         # Workers that lost a peer, and the launcher, complain of somebody else's failure.
-        own = [line for line in complaints if "(rank" in line and "Another worker is gone" not in line]
+        own = [line for line in complaints if not _OF_OTHERS.search(line)]
         return (own or complaints or lines or ["It printed nothing."])[-1][:1000]
