@@ -52,7 +52,8 @@ def test_every_kind_of_job_and_size_of_model_has_its_manifest():
 def test_a_manifest_holds_a_valid_job_that_is_named_like_the_file(file):
     manifest = read_training_manifest(file)
     job = check_job_file(manifest)
-    assert job is not None and f"{job.kind}-" == file.stem[: len(job.kind) + 1]
+    assert job is not None
+    assert f"{job.kind}-" == file.stem[: len(job.kind) + 1]
     assert job.run_name == file.stem
     assert manifest.job.metadata.name == file.stem.replace(".", "-")  # a dot is not allowed in a PyTorchJob's name
 
@@ -79,7 +80,8 @@ def test_a_job_ends_frees_its_pods_and_is_tried_again_only_where_that_helps(file
     spec = read_training_manifest(file).job.spec
     assert spec.nproc_per_node.isdigit()  # `auto` would start one process for each core
     assert (spec.run_policy.clean_pod_policy, spec.pytorch_replica_specs.Master) == ("Running", None)
-    assert spec.run_policy.active_deadline_seconds and spec.run_policy.ttl_seconds_after_finished
+    assert spec.run_policy.active_deadline_seconds
+    assert spec.run_policy.ttl_seconds_after_finished
     worker = spec.pytorch_replica_specs.Worker
     assert worker.restart_policy == "ExitCode"
     # Fixed unless an overlay says otherwise, so that a run is repeatable.
@@ -90,7 +92,8 @@ def test_a_job_ends_frees_its_pods_and_is_tried_again_only_where_that_helps(file
 def test_a_pod_satisfies_the_restricted_standard_and_bounds_what_it_takes(file):
     pod = pod_of(pytorchjob_of(read_training_manifest(file).documents))
     assert pod["automountServiceAccountToken"] is False
-    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"]
     [container] = pod["containers"]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
