@@ -124,6 +124,7 @@ class RerankCandidate(_Body):
     finish_reason: str | None
     num_tokens: int
     token_rewards: list[TokenReward] | None = None
+    """Null when not asked for, not scored, or when the tokens can't be placed in the text without guessing."""
 
 
 class AnswerVotes(_Body):

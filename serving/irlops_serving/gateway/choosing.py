@@ -80,9 +80,9 @@ class Chooser:
 
     def describe(self, draft: Draft, rewards: list[float] | None, *, with_tokens: bool) -> RerankCandidate:
         """A candidate as clients see it."""
-        tokens = None
-        if with_tokens and rewards is not None:
-            tokens = token_rewards(draft.text, self.policy.spans_of(draft), rewards, self.plan.gamma)
+        # One candidate whose tokens can't be placed does not cost the others their answer.
+        spans = self.policy.spans_of(draft) if with_tokens and rewards is not None else None
+        tokens = token_rewards(draft.text, spans, rewards, self.plan.gamma) if spans and rewards else None
         return RerankCandidate(
             index=draft.index,
             text=draft.text,

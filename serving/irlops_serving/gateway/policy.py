@@ -227,7 +227,7 @@ class PolicyClient:
         answer = await self._tokenize(body)
         spans = spans_of_tokens(solution, answer.get("token_strs") or [])
         if spans is None or len(spans) != len(answer["tokens"]):
-            raise self._cannot_place()
+            raise self.cannot_place()
         return tuple(answer["tokens"]), spans
 
     async def _tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -242,16 +242,15 @@ class PolicyClient:
             raise self.upstream.not_understood("tokenized without returning token ids")
         return answer
 
-    def spans_of(self, draft: Draft) -> Spans:
-        """Where the sampled tokens lie in the candidate's text."""
+    def spans_of(self, draft: Draft) -> Spans | None:
+        """Where the sampled tokens lie in the candidate's text; None when that would be a guess."""
         spans = self.tokenizer.spans_of_ids(draft.text, draft.token_ids) if self.tokenizer is not None else None
         if spans is None and draft.pieces:
             spans = spans_of_pieces(draft.text, draft.pieces)
-        if spans is None or len(spans) != len(draft.token_ids):
-            raise self._cannot_place()
-        return spans
+        return spans if spans is not None and len(spans) == len(draft.token_ids) else None
 
-    def _cannot_place(self) -> ApiError:
+    def cannot_place(self) -> ApiError:
+        """502: rewards of tokens that lie nowhere in the text."""
         return self.upstream.not_understood(
             "gives token strings that can't be placed in the text; set pair.policy.tokenizer_file of the gateway"
         )

@@ -143,6 +143,8 @@ class _Writer:
         if complete <= self._steps_told:
             return
         spans = self._backends.policy.spans_of(_copy(draft, ids, text))
+        if spans is None:
+            raise self._backends.policy.cannot_place()
         rewards = (await self._backends.critic.score([TokenizedSolution(self._sampling.prompt_ids, ids)]))[0]
         scored = step_rewards(text, spans, rewards)
         ends = [end for _, end in spans]

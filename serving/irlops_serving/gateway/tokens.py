@@ -41,7 +41,7 @@ def spans_of_tokens(text: str, tokens: Sequence[str]) -> Spans | None:
 def spans_of_pieces(text: str, pieces: Sequence[str]) -> Spans | None:
     """Places decoded token strings (a server's logprobs ``token``) in a sampled text; see ``spans_of_tokens``.
 
-    A decoded piece of a character reads as U+FFFD; it is placed by what surrounds it.
+    A decoded piece of a character reads as U+FFFD; it is placed by what surrounds it, or not at all.
     """
     exact = _spans_of_bytes(text, [piece.encode() for piece in pieces])
     return exact if exact is not None else _spans_by_search(text, pieces)
@@ -84,23 +84,38 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def _spans_of_bytes(text: str, pieces: Sequence[bytes]) -> Spans | None:
-    whole, joined = text.encode(), b"".join(pieces)
+    joined = b"".join(pieces)
+    widths = _widths_of_characters(joined)
+    whole = joined.decode(errors="replace")
     # sentencepiece puts a space before the text.
-    lead = 1 if not joined.startswith(whole) and joined.startswith(b" " + whole) else 0
-    if not joined[lead:].startswith(whole):
+    lead = 1 if not whole.startswith(text) and whole.startswith(" " + text) else 0
+    if not whole[lead:].startswith(text):
         return None
-    ends = [min(max(end - lead, 0), len(whole)) for end in accumulate(len(piece) for piece in pieces)]
-    if len(whole) != len(text):
-        complete = _characters_complete_at(text)
-        ends = [complete[end] for end in ends]
+    complete = _characters_complete_at(widths)
+    ends = [complete[end] - lead for end in accumulate(len(piece) for piece in pieces)]
+    ends = [min(max(end, 0), len(text)) for end in ends]
     return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
 
 
-def _characters_complete_at(text: str) -> list[int]:
-    """For each byte offset of the encoded text, how many characters end at or before it."""
+def _widths_of_characters(encoded: bytes) -> list[int]:
+    """Bytes behind each character of ``encoded.decode(errors="replace")``: what a model samples need not be UTF-8."""
+    widths: list[int] = []
+    rest = memoryview(encoded)
+    while rest:
+        try:
+            valid, bad, after = str(rest, "utf-8"), 0, len(rest)
+        except UnicodeDecodeError as error:
+            valid, bad, after = str(rest[: error.start], "utf-8"), error.end - error.start, error.end
+        widths += [1] * len(valid) if valid.isascii() else [len(character.encode()) for character in valid]
+        widths += [bad] if bad else []
+        rest = rest[after:]
+    return widths
+
+
+def _characters_complete_at(widths: Sequence[int]) -> list[int]:
+    """For each byte offset, how many characters end at or before it."""
     complete = [0]
-    for index, character in enumerate(text):
-        width = len(character.encode())
+    for index, width in enumerate(widths):
         complete += [index] * (width - 1) + [index + 1]
     return complete
 

@@ -102,6 +102,21 @@ async def test_token_rewards_come_with_exact_places_in_the_text():
     ]
 
 
+async def test_a_candidate_whose_tokens_cannot_be_placed_is_chosen_without_token_rewards():
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": RIGHT},
+        "finish_reason": "stop",
+        "token_ids": [10, 11],
+        "logprobs": {"content": [{"token": token, "logprob": -1.0} for token in ("something", "else")]},
+    }
+    answer = {"choices": [choice], "prompt_token_ids": [1], "usage": {}}
+    async with rig({"fail": lambda _: web.json_response(answer)}, rerank={"overlap": False}) as r:
+        body = await r.rerank(candidates=1, return_token_rewards=True)
+    (candidate,) = body["rerank"]["candidates"]
+    assert (_text(body), candidate["reward"], candidate["token_rewards"]) == (RIGHT, 0.0, None)
+
+
 async def test_the_critic_gets_the_token_ids_that_the_policy_sampled():
     async with rig({"solutions": [RIGHT]}) as r:
         await r.rerank(candidates=1, selector="reward")

@@ -21,6 +21,13 @@ def test_a_character_of_several_tokens_belongs_to_the_last_of_them():
     assert _texts("a €5", spans) == ["a", " ", "", "", "€", "5"]
 
 
+def test_bytes_that_are_no_utf8_are_placed_at_the_marks_the_decoder_put_for_them():
+    # "Æ" is the byte 84 in GPT-2's alphabet, "ĺ" is 9A: neither begins a character. "â", "Ĥ" are the first two of three.
+    text = "a\ufffd\x114\ufffdb\ufffd"
+    spans = spans_of_tokens(text, ["a", "Æ", "đ", "4", "â", "Ĥ", "b", "ĺ", ""])
+    assert _texts(text, spans) == ["a", "\ufffd", "\x11", "4", "", "\ufffd", "b", "\ufffd", ""]
+
+
 def test_sentencepiece_tokens_are_placed_without_the_space_they_add_in_front():
     assert spans_of_tokens("the cat", ["▁the", "▁cat"]) == [(0, 3), (3, 7)]
 
