@@ -57,6 +57,9 @@ def launch(module: str) -> LaunchOutcome:
         MissingDependencyError: torch is not installed.
         UnavailableError: the other nodes can't be met.
     """
+    # Drawn anew for every weight file by every worker, and stacks of C++ for every peer that goes: they would bury the log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from irlops_jobs.elastic import run_elastic
     except ModuleNotFoundError as error:
@@ -66,8 +69,6 @@ def launch(module: str) -> LaunchOutcome:
             "torch is not installed, so no job can run here. Install the extra `jobs`, or use the jobs image."
         ) from error
     os.environ[LAUNCHER_PID] = str(os.getpid())
-    # Drawn anew for every weight file by every worker, they would bury the log.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return LaunchOutcome(*run_elastic(module))
 
 

@@ -237,8 +237,9 @@ class JobSpec(Part):
         specs = self.pytorch_replica_specs
         if specs.Master is None and specs.Worker is None:
             raise ValueError("pytorchReplicaSpecs has neither a Master nor a Worker")
-        if specs.Master and specs.Master.replicas != 1:
-            raise ValueError(f"a PyTorchJob has one Master (seen: {specs.Master.replicas})")
+        if specs.Master and ("replicas" not in specs.Master.model_fields_set or specs.Master.replicas != 1):
+            seen = specs.Master.replicas if "replicas" in specs.Master.model_fields_set else "no number at all"
+            raise ValueError(f"a PyTorchJob has one Master, written as replicas: 1 (seen: {seen})")
         if self.elastic_policy and not specs.Worker:
             raise ValueError("elasticPolicy needs Worker replicas")
         if self.elastic_policy and specs.Master:

@@ -38,8 +38,21 @@ def with_overrides(manifest: TrainingManifest, overrides: Mapping[str, Any]) -> 
     document = copy.deepcopy(_job_document(manifest, name, key))
     for dotted, value in overrides.items():
         _set(document, dotted, value, origin=str(manifest.path))
-    text = yaml.safe_dump(document, sort_keys=False).encode()
-    return replace(manifest, config_maps={**manifest.config_maps, name: {**manifest.config_maps[name], key: text}})
+    text = yaml.safe_dump(document, sort_keys=False)
+    return replace(
+        manifest,
+        config_maps={**manifest.config_maps, name: {**manifest.config_maps[name], key: text.encode()}},
+        documents=tuple(_with_file(each, name, key, text) for each in manifest.documents),
+    )
+
+
+def _with_file(document: Mapping[str, Any], name: str, key: str, text: str) -> Mapping[str, Any]:
+    """The same object; the ConfigMap of that name with another text under ``key``."""
+    if document["kind"] != "ConfigMap" or document["metadata"]["name"] != name:
+        return document
+    binary = {other: content for other, content in document.get("binaryData", {}).items() if other != key}
+    kept = {field: value for field, value in document.items() if field != "binaryData"}
+    return {**kept, "data": {**document.get("data", {}), key: text}, **({"binaryData": binary} if binary else {})}
 
 
 def check_job_file(manifest: TrainingManifest) -> Job | None:
