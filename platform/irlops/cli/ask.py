@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from irlops.contracts.rerank import RerankCandidate, RerankResult
 
 MAX_ROWS = 16
-_PREVIEW_CHARS = 60
 
 
 def ask(
@@ -169,6 +168,7 @@ def _candidates(result: RerankResult) -> Table:
         box=None,
         pad_edge=False,
         header_style="bold",
+        expand=True,  # the solution takes what the numbers leave
     )
     for heading, justify in (
         ("", "left"),
@@ -177,8 +177,8 @@ def _candidates(result: RerankResult) -> Table:
         ("answer", "left"),
         ("tokens", "right"),
     ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_column("solution", no_wrap=True, overflow="ellipsis")
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("solution", no_wrap=True, overflow="ellipsis", ratio=1)
     ranked = sorted(result.candidates, key=lambda c: (-(c.reward if c.reward is not None else float("-inf")), c.index))
     for candidate in ranked[:MAX_ROWS]:
         is_chosen = candidate.index == result.chosen_index
@@ -188,7 +188,7 @@ def _candidates(result: RerankResult) -> Table:
             "" if candidate.reward is None else f"{candidate.reward:+.2f}",
             Text("—" if candidate.answer is None else candidate.answer),
             str(candidate.num_tokens),
-            Text(" ".join(candidate.text.split())[:_PREVIEW_CHARS], style="dim"),
+            Text(" ".join(candidate.text.split()), style="dim"),
             style="bold" if is_chosen else None,
         )
     return table

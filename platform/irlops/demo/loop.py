@@ -103,6 +103,7 @@ class Loop:
     ) -> None:
         self._settings, self._folder, self._screen, self._jobs, self._running = settings, folder, screen, jobs, running
         self._times: list[StageTime] = []
+        self._run_dirs: dict[str, Path] = {}
         self._servers: ServedPair | None = None
 
     def run(self, memory: PeakMemory) -> Summary:
@@ -183,8 +184,7 @@ class Loop:
             ),
         ):
             with self._stage(name, title, f"{what} · {self._origin(name)}") as view:
-                state_dir = self._run(name, view, JobProgress(), tracking_uri)
-                view.done(describe(state_dir / self._jobs[name].job.run_name))
+                view.done(describe(self._run(name, view, JobProgress(), tracking_uri)))
 
     def _evaluate(self, tracking_uri: str) -> dict[SummaryRow, Evaluation]:
         job = self._jobs["evaluate"].job
@@ -192,17 +192,18 @@ class Loop:
         what = f"{job.samples_per_problem} samples for each test problem · {self._origin('evaluate')}"
         with self._stage("evaluate", "Evaluation", what) as view:
             progress = JobProgress(total=len(job.compare) + 2)
-            state_dir = self._run("evaluate", view, progress, tracking_uri)
-            evaluations = results.read_rows(state_dir / job.run_name / "evaluation")
-            self._folder.publish(state_dir / job.run_name / "evaluation")
+            evaluation_dir = self._run("evaluate", view, progress, tracking_uri) / "evaluation"
+            evaluations = results.read_rows(evaluation_dir)
+            self._folder.publish(evaluation_dir)
             view.done(results.describe_airl_evaluation(evaluations["airl"]))
         return evaluations
 
     def _run(self, name: str, view: StageView, progress: JobProgress, tracking_uri: str) -> Path:
-        """Folder with the jobs' run folders, when the job has ended well."""
+        """The folder that the job's run left, when it has ended well."""
         result = run_job(self._jobs[name], view, progress, state_dir=self._folder.state_dir, tracking_uri=tracking_uri)
         assert result.state_dir is not None, "the shipped manifests set IRLOPS_STATE_DIR"
-        return result.state_dir
+        self._run_dirs[name] = result.state_dir / self._jobs[name].job.run_name
+        return self._run_dirs[name]
 
     def _origin(self, name: str) -> str:
         planned = self._jobs[name]
@@ -215,8 +216,9 @@ class Loop:
 
             registry = PairRegistry(tracking_uri)
             champions = [pair for pair in registry.list() if "champion" in pair.aliases]
-            run_dir = self._run_dir("airl")
-            pair = registry.register_run(run_dir, evaluation=evaluations["airl"].body(), alias="challenger")
+            pair = registry.register_run(
+                self._run_dirs["airl"], evaluation=evaluations["airl"].body(), alias="challenger"
+            )
             pair = registry.promote(f"v{pair.policy.version}")
             before = f"; v{champions[0].policy.version} was before: `irlops pairs rollback`" if champions else ""
             view.done(
@@ -224,13 +226,9 @@ class Loop:
             )
         return pair
 
-    def _run_dir(self, name: str) -> Path:
-        run_name = self._jobs[name].job.run_name
-        return next(self._folder.state_dir.glob(f"*/{run_name}"))
-
     def _serve(self, pair: Pair) -> ServedPair:
         backend, why = _policy_backend()
-        what = f"critic on KServe's model server, policy on {why}, gateway in front"
+        what = f"critic on KServe, policy on {why}, gateway in front"
         with self._stage("serve", "Serving", what) as view:
             policy_dir, critic_dir = pair.policy.local_path, pair.critic.local_path
             assert policy_dir is not None, "the embedded server keeps artifacts as files"
@@ -338,7 +336,7 @@ def _policy_backend() -> tuple[Any, str]:
 
     if this_machine().gpus and importlib.util.find_spec("vllm") is not None:
         return "vllm", "vLLM"
-    return "transformers", "the transformers server (vLLM would need 2 GiB more on a CPU)"
+    return "transformers", "transformers (vLLM would need 2 GiB more here)"
 
 
 def _introduction(settings: DemoSettings, folder: DemoFolder) -> tuple[str, str]:
