@@ -5,8 +5,9 @@ Everything that reads test problems happens here, after training; the critic is 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from irlops.answers import AnswerRule, extract_answer
 from irlops.contracts.jobs import EvaluateJob, JobEnvironment
-from irlops.errors import ConfigError
+from irlops.errors import ConfigError, PreemptedError
 from irlops_jobs.demonstrations.carriers import Demonstration
 from irlops_jobs.demonstrations.perturbations import PerturbationMix, Perturbed, perturb_positives, token_span
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem, ScoredSample
@@ -44,6 +45,7 @@ def evaluate(job: EvaluateJob, environment: JobEnvironment) -> None:
             f"{job.run_name} names no critic. Set model.critic_from to a folder such as airl-tiny/critic."
         )
     with open_session(job, environment) as session:
+        signal.signal(signal.SIGTERM, _stop_at_once)
         judge = Judge.of(session, job)
         session.log_data()
         data = session.demonstrations
@@ -60,6 +62,11 @@ def evaluate(job: EvaluateJob, environment: JobEnvironment) -> None:
         if session.runtime.is_main:
             publish_evaluations(session, job, dev=dev, rows=rows, corrupted=corrupted, tokenizer=judge.tokenizer)
         session.runtime.barrier()
+
+
+def _stop_at_once(*_: object) -> NoReturn:
+    """Unlike training: nothing is saved halfway, so there is nothing to finish first."""
+    raise PreemptedError("The evaluation was asked to stop. Start it again; it begins anew.")
 
 
 class Judge:
