@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from irlops.cli.ask import print_answer
+from irlops.cli.gateway_client import Answer
+from irlops.contracts.evaluation import Estimate
 from irlops.demo.results import SELECTORS, TableRow, half_width, percent
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table
-
-    from irlops.cli.gateway_client import Answer
-    from irlops.contracts.evaluation import Estimate
 
 _SPARSE_S = 15.0
 """Seconds between lines where nobody sees them being drawn."""
@@ -42,17 +43,14 @@ class Screen:
     @contextmanager
     def stage(self, place: str, title: str, what: str) -> Iterator[StageView]:
         """Headline now, live line until the block ends; ``view.done(...)`` says what came out."""
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.text import Text
-
         head = Text.assemble((f"\n{place} ", "cyan"), (title, "bold"), (f"  {what}", "dim"))
         self.console.print(head, soft_wrap=True)
         columns = (
             TextColumn(_INDENT[:-2]),
             SpinnerColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
+            _Clock(),
+            _Bar(bar_width=16),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         live = self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
@@ -64,8 +62,6 @@ class Screen:
 
     def example(self, rows: Mapping[str, str]) -> None:
         """Labelled texts of several lines."""
-        from rich.padding import Padding
-
         self.console.print(Padding(_facts(rows), (0, 0, 0, len(_INDENT))))
 
     def stopping(self) -> None:
@@ -73,8 +69,6 @@ class Screen:
 
     def answer(self, answer: Answer, gold: str, *, correct: bool) -> None:
         """The chosen solution with its tokens coloured, who voted for what, and whether it is right."""
-        from irlops.cli.ask import print_answer
-
         self.console.print()
         print_answer(answer, self.console)
         verdict = f"right: the expert's answer is {gold}" if correct else f"wrong: the expert's answer is {gold}"
@@ -97,6 +91,20 @@ class Screen:
         return self.now_s() - self._started
 
 
+class _Clock(ProgressColumn):
+    """``1:32`` since the stage began."""
+
+    def render(self, task: Task) -> Text:
+        return Text(clock(task.elapsed or 0), style="progress.elapsed")
+
+
+class _Bar(BarColumn):
+    """A bar only where there is something to count."""
+
+    def render(self, task: Task) -> Any:
+        return super().render(task) if task.total else Text("")
+
+
 class StageView:
     """The live line of one stage."""
 
@@ -111,18 +119,16 @@ class StageView:
     def update(self, text: str, done: int = 0, total: int | None = None) -> None:
         """What happens now, and how far it is."""
         left = self._left(done, total)
-        counted = f"{done}/{total}  " if total else ""
-        self._progress.update(
-            self._task, description=f"{counted}{text}{left}", completed=done, total=total if total else None
-        )
+        said = "  ".join(filter(None, (f"{done}/{total}" if total else "", left, text)))
+        self._progress.update(self._task, description=said, completed=done, total=total or None)
         if not self._live and text:
-            self._say_now_and_then(f"{counted}{text}", left)
+            self._say_now_and_then(said)
 
-    def _say_now_and_then(self, said: str, left: str) -> None:
+    def _say_now_and_then(self, said: str) -> None:
         now = self._now_s()
         if said != self._said and now - self._said_at >= _SPARSE_S:
             self._said, self._said_at = said, now
-            self._screen.line(f"{clock(now - self._started)}  {said}{left}")
+            self._screen.line(f"{clock(now - self._started)}  {said}")
 
     def warn(self, text: str) -> None:
         self._screen.line(f"! {text}", style="yellow")
@@ -142,7 +148,7 @@ class StageView:
         since, first = self._first
         if done - first < 3:
             return ""
-        return f"  about {clock((self._now_s() - since) / (done - first) * (total - done))} left"
+        return f"(about {clock((self._now_s() - since) / (done - first) * (total - done))} left)"
 
 
 def clock(seconds: float) -> str:
@@ -155,7 +161,6 @@ def results_title(num_problems: int, num_samples: int) -> str:
 
 
 def _results_table(rows: Sequence[TableRow], num_problems: int, num_samples: int) -> Table:
-    from rich.table import Table
 
     table = Table(
         box=None,
@@ -184,8 +189,6 @@ def _estimate(estimate: Estimate) -> str:
 
 
 def _facts(rows: Mapping[str, str]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

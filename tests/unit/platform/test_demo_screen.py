@@ -42,7 +42,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
             view.update("loss 0.8", second, 100)
     told = [line.strip() for line in printed(screen).split("\n") if "loss" in line]
     # After 15 s and after 30 s; one unit of work a second leaves 100 - 15 and 100 - 30 seconds.
-    assert told == ["0:15  15/100  loss 0.8  about 1:25 left", "0:30  30/100  loss 0.8  about 1:10 left"]
+    assert told == ["0:15  15/100  (about 1:25 left)  loss 0.8", "0:30  30/100  (about 1:10 left)  loss 0.8"]
 
 
 def test_warnings_are_lines_of_their_own(screen: Screen) -> None:
