@@ -1,6 +1,6 @@
 """``python -m irlops_jobs.demonstrations JOB_FILE --output FILE [--examples N]``: a look at what a job would learn from.
 
-Writes the first N rows of the training and the test split as JSON, for people and for ``irlops demo``.
+Writes how many rows each split has and the first N of them as JSON, for people and for ``irlops demo``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from irlops.contracts.exit_codes import ExitCode, exit_code_for
-from irlops.contracts.jobs import DataConfig, JobEnvironment, load_job
+from irlops.contracts.jobs import JobEnvironment, load_job
 from irlops.errors import IrlopsError
 from irlops_jobs.demonstrations.load import load_demonstrations
 
@@ -25,27 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=16, help="rows of each split (default: 16)")
     options = parser.parse_args(arguments)
     try:
-        config = _first_rows_of(load_job(options.job_file).data, options.examples)
-        data = load_demonstrations(config, JobEnvironment())
+        data = load_demonstrations(load_job(options.job_file).data, JobEnvironment())
     except IrlopsError as error:
         print(f"Error: {error}", file=sys.stderr)
         return exit_code_for(error)
-    splits = {
-        split: [asdict(row) for row in rows[: options.examples]]
-        for split, rows in (("train", data.train), ("test", data.test))
+    splits = {"train": data.train, "dev": data.dev, "test": data.test}
+    document = {
+        "name": data.name,
+        "digest": data.digest,
+        "num_rows": {split: len(rows) for split, rows in splits.items()},
+        "examples": {split: [asdict(row) for row in rows[: options.examples]] for split, rows in splits.items()},
     }
-    options.output.write_text(json.dumps({"name": data.name, **splits}))
+    options.output.write_text(json.dumps(document))
     return ExitCode.OK
-
-
-def _first_rows_of(config: DataConfig, num_rows: int) -> DataConfig:
-    """Splits are cut from their start, so a small cut has the same first rows as the whole."""
-    return config.model_copy(
-        update={
-            "num_train": min(num_rows, config.num_train or num_rows),
-            "num_test": min(num_rows, config.num_test or num_rows),
-        }
-    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from irlops.registry.server import MlflowServer, start_mlflow_server
 
 STAGES = ("data", "mlflow", "sft", "airl", "evaluate", "register", "serve", "ask")
 NUM_CANDIDATES = 16
-_NUM_EXAMPLES = 16
+_NUM_EXAMPLES = 32
 _PACKAGES = ("torch", "transformers", "mlflow", "flask", "kserve", "psutil", "matplotlib", "rich")
 _POLL_S = 0.1
 
@@ -162,9 +162,12 @@ class Loop:
 
     def _show_data(self) -> dict[str, Any]:
         with self._stage("data", "Demonstrations", "word problems with expert solutions, made from a seed") as view:
-            examples = _load_examples(self._jobs["sft"], self._folder, view)
-            view.done(f"data set {examples['name']}, for example:")
-            first = examples["train"][0]
+            examples = _load_examples(self._jobs["evaluate"], self._folder, view)
+            num_rows = examples["num_rows"]
+            view.done(
+                f"{num_rows['train']} to learn from, {num_rows['dev']} held out, {num_rows['test']} for the test; one of them:"
+            )
+            first = examples["examples"]["train"][0]
             self._screen.example({"question": first["question"], "expert": first["solution"]})
         return examples
 
@@ -247,7 +250,7 @@ class Loop:
         return servers
 
     def _ask(self, servers: ServedPair, examples: Mapping[str, Any]) -> DemoAnswer:
-        asked = examples["test"][self._settings.seed % len(examples["test"])]
+        asked = _hard_question(examples["examples"]["test"], self._settings.seed)
         question, gold = asked["question"], asked["answer"]
         with self._stage("ask", "Question", f"{NUM_CANDIDATES} candidates, every token rewarded by the critic") as view:
             self._screen.example({"question": question})
@@ -303,7 +306,7 @@ class Loop:
 
 
 def _load_examples(planned: PlannedJob, folder: DemoFolder, view: StageView) -> dict[str, Any]:
-    """The first rows of the training and test split, as the jobs will see them."""
+    """How many rows each split has and the first of them, as the jobs will see them."""
     view.update("loading")
     job_file, output = folder.log_dir / "data.yaml", folder.log_dir / "data.json"
     folder.log_dir.mkdir(parents=True, exist_ok=True)
@@ -320,6 +323,12 @@ def _load_examples(planned: PlannedJob, folder: DemoFolder, view: StageView) -> 
     if process.exit_code:
         raise DataError(f"{process.last_lines(1).removeprefix('Error: ')} Log: {process.log_file}.")
     return json.loads(output.read_text(encoding="utf-8"))
+
+
+def _hard_question(rows: Sequence[Mapping[str, str]], seed: int) -> Mapping[str, str]:
+    """One of the longer test problems, chosen before anything was measured: on easy ones all candidates agree."""
+    longest_first = sorted(rows, key=lambda row: -len(row["solution"]))
+    return longest_first[seed % max(1, len(rows) // 4)]
 
 
 def _show_servers(view: StageView) -> Callable[[Sequence[ServerStatus]], None]:
