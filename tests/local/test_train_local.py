@@ -43,8 +43,8 @@ def train(state_dir: Path, on_line=lambda who, line: None) -> LocalJobResult:
 class Killer:
     """Sends SIGKILL to one process of the job when round 3 is done: the last checkpoint is that of round 2."""
 
-    def __init__(self, state_dir: Path, program: str, node: str) -> None:
-        self._state_dir, self._program, self._node = str(state_dir), program, node
+    def __init__(self, program: str, node: str) -> None:
+        self._program, self._node = program, node
         self.lines: list[str] = []
         self.has_killed = False
 
@@ -57,7 +57,7 @@ class Killer:
     def _victim(self) -> psutil.Process:
         for process in psutil.Process().children(recursive=True):
             if (
-                process.cmdline()[-1:] == [self._program]
+                process.cmdline()[1:] == ["-m", self._program]
                 and f"is_host={self._node}" in process.environ()["PET_RDZV_CONF"]
             ):
                 return process
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_worker_changes_nothing_of_what_is_learned(
     undisturbed: Path, tmp_path: Path, program: str, node: str, num_restarts: int
 ):
-    killer = Killer(tmp_path, program, node)
+    killer = Killer(program, node)
     result = train(tmp_path, killer)
     assert result.succeeded, result.reason
     assert killer.has_killed

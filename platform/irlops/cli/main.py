@@ -36,6 +36,8 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("Start critic, policy and gateway of a pair on this machine.", SERVE),
     "ask": Entry("Ask the gateway a question; shows the answer and why it was chosen.", SERVE),
     "score": Entry("Show the critic's reward for every token of a solution.", SERVE),
+    "status": Entry("List a cluster's pipelines and training jobs, and where they stand.", CHECK),
+    "logs": Entry("Show what all workers of a cluster's job or pipeline print.", CHECK),
     "doctor": Entry("Find what this machine or cluster lacks, and the command that fixes it.", CHECK),
 }
 

@@ -132,7 +132,7 @@ def _train_on_cluster(
     stdout().print(f"{job.name} submitted to {job.namespace}", markup=False)
     if not follow:
         stdout().print(
-            f"Follow it with: kubectl logs -n {job.namespace} -l training.kubeflow.org/job-name={job.name} -f",
+            f"Follow it with: irlops logs {job.name} --follow --namespace {job.namespace}",
             markup=False,
         )
         return
@@ -142,6 +142,7 @@ def _train_on_cluster(
     if not state.succeeded:
         print_error(f"{job.name} ended as {state}")
         raise typer.Exit(1)
+    stdout().print(f"{job.name} finished", markup=False)
 
 
 def line_printer(console: Console) -> Callable[[str, str], None]:

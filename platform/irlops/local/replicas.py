@@ -50,10 +50,10 @@ class Replica:
 
     @property
     def exit_code(self) -> int:
-        """Of the latest start; call only when it has ended."""
+        """Of the latest start, 128 + N after signal N; call only when it has ended."""
         code = self._process.exit_code if self._process else None
         assert code is not None
-        return code
+        return code if code >= 0 else 128 - code  # negative when the guard itself was killed, which ends the replica
 
     def start(self) -> None:
         """Start it, or start it again."""

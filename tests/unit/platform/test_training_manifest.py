@@ -61,7 +61,7 @@ def test_a_file_with_anything_but_one_job_is_refused(tmp_path: Path, documents, 
         (pytorchjob(workers=worker(restart_policy="ExitCodes")), "'Always', 'OnFailure', 'Never' or 'ExitCode'"),
         ({**pytorchjob(), "spec": {"pytorchReplicaSpecs": {"Worker": worker()}}}, "spec.runPolicy: Field required"),
     ],
-    ids=["mistyped field", "number for a string", "name with a dot", "no replicas", "two masters", "a master without a number", 
+    ids=["mistyped field", "number for a string", "name with a dot", "no replicas", "two masters", "a master without a number",
          "elastic without workers", "elastic beside a master", "another container", "no image", "unknown policy", "no runPolicy"],
 )  # fmt: skip
 def test_what_the_operator_would_refuse_is_refused_here(tmp_path: Path, job, told: str):
