@@ -130,6 +130,7 @@ async def _sample_waves(
     outcome: Outcome,
 ) -> None:
     for first, n in _waves(plan, sampling):
+        scorer.expect(n)
         try:
             async with aclosing(policy.sample(sampling, first, n, stream=plan.overlap)) as drafts:
                 async for draft in drafts:

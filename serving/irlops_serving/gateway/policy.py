@@ -17,6 +17,11 @@ from irlops_serving.gateway.upstream import Upstream, iter_events
 Route = Literal["/v1/chat/completions", "/v1/completions"]
 CHAT: Route = "/v1/chat/completions"
 COMPLETIONS: Route = "/v1/completions"
+# Tokens in one chunk of a stream that only the gateway reads: a candidate's last tokens always come at once, so what finishes
+# is known as early, and the policy server makes a fraction of the chunks. vLLM knows the field; other servers ignore it.
+STREAM_INTERVAL = 64
+# A deadline may use an unfinished candidate, which should not lag far behind.
+STREAM_INTERVAL_WITH_DEADLINE = 8
 NO_TOKEN_IDS = "does not return token ids; serve the policy with vLLM 0.10 or newer, or with irlops's own server"  # noqa: S105
 
 
@@ -51,6 +56,7 @@ class Sampling:
     drafts: dict[int, Draft] = field(default_factory=dict)
     prompt_ids: tuple[int, ...] = ()
     max_total_tokens: int | None = None
+    stream_interval: int = STREAM_INTERVAL
     num_tokens: int = 0
     """Tokens sampled so far, finished or not."""
 
@@ -62,6 +68,8 @@ class Sampling:
     def wave_body(self, first: int, n: int, *, stream: bool) -> bytes:
         """The request for candidates ``first`` … ``first + n - 1``."""
         body = {**self.body, "n": n, "stream": stream, "return_token_ids": True}
+        if stream and self.stream_interval > 1:
+            body["stream_interval"] = self.stream_interval
         if isinstance(seed := body.get("seed"), int):
             # The policy gives sample i of a request the seed s + i: a candidate is the same in whichever wave it comes.
             body["seed"] = seed + first

@@ -15,7 +15,14 @@ from irlops_serving.gateway.choosing import NEEDS_REWARDS, Choice, Chooser
 from irlops_serving.gateway.errors import invalid_request
 from irlops_serving.gateway.exchange import Exchange
 from irlops_serving.gateway.passthrough import Usage
-from irlops_serving.gateway.policy import CHAT, Draft, Sampling, merged_logprobs
+from irlops_serving.gateway.policy import (
+    CHAT,
+    STREAM_INTERVAL,
+    STREAM_INTERVAL_WITH_DEADLINE,
+    Draft,
+    Sampling,
+    merged_logprobs,
+)
 from irlops_serving.gateway.requests import CompletionRequest
 from irlops_serving.gateway.scoring import OverlappedScorer
 from irlops_serving.gateway.settings import LimitSettings, RerankSettings
@@ -92,7 +99,13 @@ def make_sampling(request: CompletionRequest, plan: Plan, backends: Backends) ->
     needs_pieces = request.rerank.return_token_rewards and backends.policy.tokenizer is None
     if needs_pieces and not body.get("logprobs"):
         body["logprobs"] = True if request.route == CHAT else 1
-    return Sampling(request.route, body, max_total_tokens=request.rerank.max_total_tokens)
+    return Sampling(request.route, body, max_total_tokens=plan.max_total_tokens, stream_interval=_stream_interval(plan))
+
+
+def _stream_interval(plan: Plan) -> int:
+    if plan.max_total_tokens is not None:
+        return 1  # the budget is watched token by token
+    return STREAM_INTERVAL if plan.deadline_ms is None else STREAM_INTERVAL_WITH_DEADLINE
 
 
 def make_chooser(plan: Plan, backends: Backends, agreement: BoundedAgreement) -> Chooser:

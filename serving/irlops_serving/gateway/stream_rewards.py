@@ -40,7 +40,7 @@ async def stream_with_rewards(
     body["model"] = backends.policy.settings.model
     if backends.policy.tokenizer is None and not body.get("logprobs"):
         body["logprobs"] = True if request.route == CHAT else 1
-    sampling = Sampling(request.route, body)
+    sampling = Sampling(request.route, body, stream_interval=1)
     writer = _Writer(exchange, request, wanted, backends, sampling)
     await writer.run()
     return Usage(len(sampling.prompt_ids), sampling.num_tokens)

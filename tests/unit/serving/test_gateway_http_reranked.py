@@ -151,6 +151,34 @@ async def test_finished_candidates_are_scored_while_others_are_still_written():
     assert [len(call) for call in r.critic.calls] == [1, 1]
 
 
+async def test_candidates_are_scored_in_few_calls_each_of_half_of_those_that_are_left():
+    solutions = [" ".join(["word"] * length) + " #### 4" for length in range(1, 9)]
+    async with rig({"solutions": solutions, "token_delay_s": 0.005}) as r:
+        await r.rerank(candidates=8, selector="reward")
+    sizes = [len(call) for call in r.critic.calls]
+    # Four wait while four are written, then two while two are, then one while one is, then the last: 4 + 2 + 1 + 1. A call
+    # that takes longer leaves more to the next.
+    assert (sizes[0] >= 4, sum(sizes), len(sizes) <= 4) == (True, 8, True)
+
+
+async def test_a_finished_candidate_does_not_wait_long_for_slow_ones():
+    solutions = ["4 #### 4", *[" ".join(["word"] * 30)] * 3]
+    async with rig({"solutions": solutions, "token_delay_s": 0.01}) as r:
+        await r.rerank(candidates=4, selector="reward")
+    # One of four would wait for two; a stream of 4 x 30 tokens takes over a second, and it waits a quarter of one.
+    assert [len(call) for call in r.critic.calls] == [1, 1]  # the three slow ones are the same
+
+
+async def test_only_streams_that_nobody_reads_come_in_large_chunks():
+    async with rig({"solutions": [RIGHT]}) as r:
+        await r.rerank(candidates=2)
+        await r.rerank(candidates=2, deadline_ms=60_000)
+        await r.rerank(candidates=2, max_total_tokens=1000)
+        await r.events(model="policy")
+        await r.events(model="policy", rewards={})
+    assert [request.get("stream_interval") for request in r.policy.requests] == [64, 8, None, None, None]
+
+
 async def test_completions_are_reranked_too():
     async with rig({"solutions": [WRONG, RIGHT]}) as r:
         body = {"model": "reranked", "prompt": "2 + 2 =", "rerank": {"candidates": 2, "selector": "reward"}}
@@ -337,7 +365,7 @@ async def test_without_a_working_critic_the_majority_vote_answers_and_says_so(fa
 
 
 async def test_a_critic_that_dies_during_a_request_loses_no_answer():
-    answers = iter([None, None])
+    answers = iter([None])
 
     def die_later():
         return next(answers, web.Response(status=500))
