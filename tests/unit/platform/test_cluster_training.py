@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from irlops.cli.main import load_command
+from irlops.cli.main import app
 from irlops.cli.status import age
 from irlops.cluster.job_states import job_state
 from irlops.cluster.training import TrainingCluster
@@ -44,9 +44,7 @@ def tiny() -> TrainingManifest:
 
 
 def irlops(command: str, *arguments: str, kubeconfig: Path):
-    return CliRunner().invoke(
-        load_command(command), [*arguments, "--kubeconfig", str(kubeconfig)], env={"COLUMNS": "200"}
-    )
+    return CliRunner().invoke(app, [command, *arguments, "--kubeconfig", str(kubeconfig)], env={"COLUMNS": "200"})
 
 
 def test_the_job_is_created_last_and_as_it_is_written(cluster: Cluster, training: TrainingCluster):
@@ -105,7 +103,7 @@ def test_a_cluster_without_the_training_operator_names_the_command_that_installs
     cluster: Cluster, training: TrainingCluster
 ):
     cluster.unknown.add(JOBS)
-    with pytest.raises(PermanentError, match="knows no PyTorchJobs. Install the training operator: kubectl apply"):
+    with pytest.raises(PermanentError, match=r"knows no PyTorchJobs\. Install the training operator: kubectl apply"):
         training.submit(tiny())
 
 
@@ -250,8 +248,8 @@ def test_logs_of_a_pipeline_are_those_of_all_its_jobs(served):
 
 def test_logs_of_nothing_name_what_was_looked_for(served):
     result = irlops("logs", "nobody", kubeconfig=served[1])
-    assert isinstance(result.exception, PermanentError)
-    assert "neither a PyTorchJob nor a ReasoningPipeline called nobody" in str(result.exception)
+    assert result.exit_code == 2
+    assert "neither a PyTorchJob nor a ReasoningPipeline called nobody" in result.output
 
 
 def test_status_lists_pipelines_before_jobs(served):
@@ -282,9 +280,9 @@ def test_status_of_a_cluster_that_knows_jobs_only_lists_them(served):
     cluster.unknown.add(PIPELINES)
     assert "Nothing in training yet" in irlops("status", kubeconfig=kubeconfig).output
     cluster.unknown.add(JOBS)
-    failed = irlops("status", kubeconfig=kubeconfig).exception
-    assert isinstance(failed, PermanentError)
-    assert "knows neither PyTorchJobs nor ReasoningPipelines" in str(failed)
+    failed = irlops("status", kubeconfig=kubeconfig)
+    assert failed.exit_code == 2
+    assert "knows neither PyTorchJobs nor ReasoningPipelines" in failed.output
 
 
 @pytest.mark.parametrize(
