@@ -79,11 +79,13 @@ class AirlRounds:
                 self._side.demonstrations, self._job.critic.branch_updates_per_round, draw=f"round {index}"
             )
         with timed("scores", times):
-            rewards = self._critic.score(rollouts)
+            members = self._policy.with_experts(rollouts)
+            rewards = self._critic.score(members)
         metrics |= rollout_metrics(self._side, rollouts) | self._reward_of_sides(rollouts, rewards)
         if index >= self._job.critic.warmup_rounds:
             with timed("policy", times):
-                metrics |= self._policy.update(rollouts, rewards)
+                judged = self._critic.judge_branches(rollouts, index)
+                metrics |= self._policy.update(members, rewards, judged)
             with timed("weights", times):
                 self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
         return metrics | times
@@ -97,7 +99,8 @@ class AirlRounds:
     def _reward_of_sides(
         self, rollouts: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]
     ) -> dict[str, float]:
-        flat = [clip_rewards(row, self._job.reward.clip) for rows in rewards for row in rows]
+        samples_only = [rows[: len(question.samples)] for question, rows in zip(rollouts, rewards, strict=True)]
+        flat = [clip_rewards(row, self._job.reward.clip) for rows in samples_only for row in rows]
         agrees = [flag for question in rollouts for flag in question.agrees]
         values = aggregate_all(flat, self._job.reward).tolist()
         right = [value for value, flag in zip(values, agrees, strict=True) if flag]

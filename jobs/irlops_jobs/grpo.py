@@ -27,14 +27,15 @@ def grpo(job: GrpoJob, environment: JobEnvironment) -> None:
 
         def do_round(index: int) -> dict[str, float]:
             rollouts = side.sample(index)
+            members = learner.with_experts(rollouts)
             rewards = [
                 [
                     torch.full((len(sample.token_ids),), float(agrees))
                     for sample, agrees in zip(question.samples, question.agrees, strict=True)
                 ]
-                for question in rollouts
+                for question in members
             ]
-            metrics = rollout_metrics(side, rollouts) | learner.update(rollouts, rewards)
+            metrics = rollout_metrics(side, rollouts) | learner.update(members, rewards)
             side.engine.load_weights(side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]
             return metrics
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from irlops.contracts.jobs import AirlJob, EvaluateJob, JobBase, JobEnvironment
 from irlops.errors import ConfigError
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.models.deepen import add_layers
+from irlops_jobs.models.deepen import add_layers, freeze_below
 from irlops_jobs.models.load import load_critic, load_policy, load_tokenizer, new_critic, with_lora
 from irlops_jobs.models.presets import find_preset
 from irlops_jobs.models.save import merged_state_dict, save_model
@@ -76,6 +76,8 @@ def build_critic(
     else:
         model = load_critic(_folder(job, environment, "critic_from"), tokenizer=tokenizer, dtype=job.model.dtype)
     _choose_attention(model, job)
+    if job.model.critic_trains == "added_layers":
+        return freeze_below(model, job.model.critic_extra_layers)
     if job.model.lora and isinstance(job, AirlJob):
         return with_lora(model, job.model.lora, seed=seed, train_head=True)
     return model

@@ -33,6 +33,15 @@ def add_layers(critic: PreTrainedModel, num_layers: int, *, seed: int) -> PreTra
     return critic
 
 
+def freeze_below(critic: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """Leave only the last ``num_layers`` decoder layers, the final norm and the head to be trained; changed in place."""
+    backbone = getattr(critic, critic.base_model_prefix)
+    frozen = [backbone.get_input_embeddings(), *backbone.layers[:-num_layers]]
+    for module in frozen:
+        module.requires_grad_(False)
+    return critic
+
+
 def _fresh_layer(like: nn.Module, critic: PreTrainedModel, *, index: int) -> nn.Module:
     layer = type(like)(critic.config, index).to(next(like.parameters()).dtype)  # pyright: ignore[reportCallIssue] - a decoder layer
     layer.apply(critic._init_weights)

@@ -80,6 +80,8 @@ def group_advantages(
         case "rloo":
             others_G = (baseline_G.sum() - trace_G) / (len(baseline_G) - 1)
             advantage_GT = (trace_G - others_G)[:, None] * mask_GT
+        case "centred_dense":
+            advantage_GT = centred_dense_advantages(reward_GT, mask_GT, gamma=reward.gamma, used_G=used_G)
         case _:
             advantage_GT = dense_advantages(reward_GT, mask_GT, gamma=reward.gamma, used_G=used_G)
     if policy.dense_weight > 0:
@@ -93,3 +95,15 @@ def dense_advantages(reward_GT: Tensor, mask_GT: Tensor, *, gamma: float, used_G
     last_G = aggregate_rewards(reward_GT, mask_GT, aggregation="last", gamma=gamma)[used_G]
     standard_GT = (reward_GT - last_G.mean()) / (last_G.std() + 1e-4) * mask_GT
     return discounted_suffix_sums(standard_GT, gamma=gamma) * mask_GT
+
+
+def centred_dense_advantages(reward_GT: Tensor, mask_GT: Tensor, *, gamma: float, used_G: Tensor) -> Tensor:
+    """Discounted suffix sums of token rewards less the mean token reward of the group.
+
+    The critic's logit compares expert and policy at one state: at its optimum it is log pi_expert - log pi, an advantage
+    already (Fu et al. 2018, arXiv 1710.11248, section 5). ``gamma`` 0 takes it at its word: a wrong step is blamed on
+    the token that made it and on no other.
+    """
+    counted_GT = mask_GT & used_G[:, None]
+    mean = reward_GT[counted_GT].mean()
+    return discounted_suffix_sums((reward_GT - mean) * mask_GT, gamma=gamma) * mask_GT

@@ -42,7 +42,8 @@ def update_critic(
         sums.add_(_side_sums(reward_ST.detach(), micro))
         if config.loss == "pairwise":
             return pairwise_loss(logits_expert_is_high_ST, micro)
-        return token_loss(logits_expert_is_high_ST, micro.payloads, label_smoothing=config.label_smoothing)
+        loss = some_token_loss if config.negatives == "some_token" else token_loss
+        return loss(logits_expert_is_high_ST, micro.payloads, label_smoothing=config.label_smoothing)
 
     metrics = critic.step(batches, loss_of)
     positive, num_positive, negative, num_negative = critic.runtime.total(*sums.tolist())
@@ -71,6 +72,34 @@ def token_loss(logits_expert_is_high_ST: Tensor, targets: Sequence[CriticTarget]
             weight_ST[row, list(target.positions)] = target.weight / len(target.positions)
         target_ST[row] = 1 - label_smoothing if target.is_expert_like else label_smoothing
     return binary_cross_entropy_with_logits(logits_expert_is_high_ST, target_ST, weight_ST, reduction="sum")
+
+
+def some_token_loss(
+    logits_expert_is_high_ST: Tensor, targets: Sequence[CriticTarget], *, label_smoothing: float
+) -> Tensor:
+    """Cross-entropy of whole traces when a trace is expert-like only if each of its tokens is.
+
+    P(trace) is the product of its tokens' probabilities (a noisy AND, as in multiple-instance learning). A positive
+    trace lifts every token; a negative one lowers some token, mostly the one already doubted, and leaves its right
+    steps alone. Labelling every token of a wrong solution as wrong teaches the critic to punish right steps.
+
+    Args:
+        logits_expert_is_high_ST: (S, T) float32; carries gradients.
+        targets: one for each of the S traces; their weights hold the global denominators.
+        label_smoothing: targets become 1 - x and x.
+    Returns:
+        () float32, nats.
+    """
+    log_probability_ST = logsigmoid(logits_expert_is_high_ST)
+    total = logits_expert_is_high_ST.sum() * 0.0
+    for row, target in zip(log_probability_ST, targets, strict=True):
+        if not target.positions or target.weight == 0:
+            continue
+        log_all = row[list(target.positions)].sum().clamp(max=-1e-6)
+        log_not_all = torch.log(-torch.expm1(log_all))
+        positive = 1 - label_smoothing if target.is_expert_like else label_smoothing
+        total = total - target.weight * (positive * log_all + (1 - positive) * log_not_all)
+    return total
 
 
 def pairwise_loss(logits_expert_is_high_ST: Tensor, micro: MicroBatch[CriticTarget]) -> Tensor:

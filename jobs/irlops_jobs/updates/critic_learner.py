@@ -19,6 +19,7 @@ from irlops_jobs.updates.critic import score_traces, update_critic
 from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
 from irlops_jobs.updates.expert_states import update_on_expert_states
 from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.own_states import JudgedBranches, judge_branches
 from irlops_jobs.updates.policy import trace_logprobs
 
 
@@ -133,6 +134,20 @@ class CriticLearner:
             logprobs = trace_logprobs(self._policy, groups, micro_batch_tokens=tokens)
             rewards = {key: reward - logprobs[key] for key, reward in rewards.items()}
         return [[rewards[trace.payload] for trace in group.traces] for group in groups]
+
+    def judge_branches(self, questions: Sequence[SampledQuestion], round_index: int) -> list[JudgedBranches]:
+        """What the critic makes of the alternatives to the policy's own tokens, where the job asks for it."""
+        if self._job.policy.branches_per_sample == 0:
+            return []
+        return judge_branches(
+            self._policy,
+            self._critic,
+            questions,
+            num_branches=self._job.policy.branches_per_sample,
+            reward_limit=self._job.reward.clip,
+            micro_batch_tokens=self._job.micro_batch_tokens,
+            draw=round_index,
+        )
 
     def _remembered(self, num_fresh: int, round_index: int, update: int) -> list[LabelledQuestion]:
         fraction = self._job.critic.replay_fraction

@@ -14,6 +14,7 @@ from irlops.contracts.jobs import PolicyConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.updates.microbatches import Group, MicroBatch, Trace, plan
+from irlops_jobs.updates.own_states import JudgedBranches, two_action_loss
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,17 @@ def token_weights(num_tokens: int, *, num_samples: float, config: PolicyConfig, 
 
 
 def update_policy(
-    policy: Trainer, groups: Sequence[Group[PolicyTarget]], *, config: PolicyConfig, micro_batch_tokens: int
+    policy: Trainer,
+    groups: Sequence[Group[PolicyTarget]],
+    *,
+    config: PolicyConfig,
+    micro_batch_tokens: int,
+    judged: Sequence[JudgedBranches] = (),
 ) -> dict[str, float]:
     """``config.updates_per_round`` optimizer steps on one round's samples.
 
+    Args:
+        judged: branches off the same samples; they join each step, weighted by ``config.branch_weight``.
     Returns:
         Loss, gradient norm, KL to the warm start (nats per token), entropy (nats per token), the clipped part of the
         tokens, and the mean and largest gap between the trainer's and the engine's log-probabilities.
@@ -81,11 +89,16 @@ def update_policy(
             groups = _regroup(batches)
         tally = _Tally()
 
-        def loss_of(module: nn.Module, micro: MicroBatch[PolicyTarget], tally: _Tally = tally) -> Tensor:
+        def loss_of(
+            module: nn.Module, micro: MicroBatch[PolicyTarget] | JudgedBranches, tally: _Tally = tally
+        ) -> Tensor:
+            if isinstance(micro, JudgedBranches):
+                own_SA, other_SA = module(micro.batch)
+                return config.branch_weight * two_action_loss(own_SA, other_SA, micro)
             logprob_ST, entropy_ST = module(micro.batch)
             return policy_loss(logprob_ST, entropy_ST, micro, config=config, tally=tally)
 
-        metrics = policy.step(batches, loss_of)
+        metrics = policy.step([*batches, *judged], loss_of)
         metrics = {f"policy/{name}": value for name, value in metrics.items()} | tally.totals(policy)
     return metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, pstdev
 
 import torch
@@ -13,8 +14,10 @@ from irlops.contracts.jobs import ReinforcementJob, RewardConfig
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.scorers import PolicyScorer
 from irlops_jobs.rewards.advantages import aggregate_rewards, clip_rewards, group_advantages
+from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.own_states import JudgedBranches
 from irlops_jobs.updates.policy import PolicyTarget, Scoring, token_weights, trace_logprobs, update_policy
 
 
@@ -30,11 +33,41 @@ class PolicyLearner:
     ) -> None:
         self._trainer, self._job, self._reward, self._reference = trainer, job, reward, reference
 
-    def update(self, questions: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    def with_experts(self, questions: Sequence[SampledQuestion]) -> Sequence[SampledQuestion]:
+        """Each question's group with the expert's solution as one more member, where the job asks for it.
+
+        The expert didn't come from the policy; its log-probabilities are the policy's own, so its importance ratio
+        starts at 1 and the member pulls on the policy in proportion to its advantage in the group.
+        """
+        if not self._job.policy.expert_in_group:
+            return questions
+        solutions = [question.demonstration.solution_ids for question in questions]
+        groups = [
+            Group(question.demonstration.prompt_ids, [Trace(solution, key)])
+            for key, (question, solution) in enumerate(zip(questions, solutions, strict=True))
+        ]
+        logprobs = trace_logprobs(self._trainer, groups, micro_batch_tokens=self._job.micro_batch_tokens)
+        return [
+            replace(
+                question,
+                samples=(*question.samples, Sample(solution, tuple(logprobs[key].tolist()), truncated=False)),
+                texts=(*question.texts, question.demonstration.demonstration.solution),
+                agrees=(*question.agrees, True),
+            )
+            for key, (question, solution) in enumerate(zip(questions, solutions, strict=True))
+        ]
+
+    def update(
+        self,
+        questions: Sequence[SampledQuestion],
+        rewards: Sequence[Sequence[Tensor]],
+        judged: Sequence[JudgedBranches] = (),
+    ) -> dict[str, float]:
         """One round's optimizer steps.
 
         Args:
             rewards: per question and sample the token rewards, (length,) float32, unclipped.
+            judged: branches off the samples with the critic's opinion of them.
         Returns:
             What ``update_policy`` reports, plus how many groups taught nothing and the spread of trace rewards.
         """
@@ -43,11 +76,15 @@ class PolicyLearner:
         num_used, num_samples = self._trainer.runtime.total(len(used), sum(len(q.samples) for q, _ in used))
         (num_questions,) = self._trainer.runtime.total(len(questions))
         metrics = self._reward_metrics(rewards) | {"policy/groups_without_spread": num_questions - num_used}
-        if num_used == 0:
+        if num_used == 0 and not judged:
             return metrics | {"policy/skipped": 1.0}
         groups = self._with_reference([self._group(q, a, num_samples) for q, a in used])
         return metrics | update_policy(
-            self._trainer, groups, config=self._job.policy, micro_batch_tokens=self._job.micro_batch_tokens
+            self._trainer,
+            groups,
+            config=self._job.policy,
+            micro_batch_tokens=self._job.micro_batch_tokens,
+            judged=judged,
         )
 
     def _advantages(self, question: SampledQuestion, rewards: Sequence[Tensor]) -> Tensor | None:

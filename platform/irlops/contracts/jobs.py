@@ -69,6 +69,9 @@ class ModelConfig(Section):
     """Folder of the critic to start from; ``policy`` copies the policy's backbone; None starts from the preset's critic."""
     critic_extra_layers: int = Field(default=0, ge=0, le=8)
     """Layers added on top of a critic that starts from the policy, to read the policy's own predictions."""
+    critic_trains: Literal["all", "added_layers"] = "all"
+    """``added_layers`` keeps the copied backbone as it is: what it knows of the policy's predictions stays readable
+    while the layers on top learn to judge by it, and a step costs a third. No adapters are put on such a critic."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights; exports are merged."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
@@ -77,6 +80,12 @@ class ModelConfig(Section):
     """Of the weights held in memory. Small models on a CPU want float32."""
     max_length: int = Field(default=256, ge=16)
     """Longest prompt plus solution, in tokens."""
+
+    @model_validator(mode="after")
+    def _added_layers_exist(self) -> ModelConfig:
+        if self.critic_trains == "added_layers" and self.critic_extra_layers == 0:
+            raise ValueError("critic_trains: added_layers needs critic_extra_layers of 1 or more; there is nothing else.")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -110,6 +119,8 @@ class CriticConfig(Section):
     interval_tokens: int = Field(default=15, ge=1)
     loss: Literal["bce", "pairwise"] = "bce"
     """``pairwise`` compares expert and other traces of one question (Bradley-Terry on trace means)."""
+    negatives: Literal["every_token", "some_token"] = "some_token"
+    """bce only, what a negative trace says of its tokens: each is wrong, as published, or at least one is."""
     relabel_by_answer: bool = True
     """A policy sample that reaches the expert's answer counts as positive."""
     perturb: Literal["experts", "positives"] = "positives"
@@ -123,13 +134,13 @@ class CriticConfig(Section):
     question, how hard it is says nothing about the label, so the critic can't learn difficulty in place of correctness."""
     label_smoothing: float = Field(default=0.05, ge=0, lt=0.5)
     """Targets are 1 - x and x."""
-    branches_per_expert: int = Field(default=16, ge=0)
+    branches_per_expert: int = Field(default=64, ge=0)
     """Per expert solution, tokens at which the policy's own alternative is held against the expert's; 0 turns it off."""
     branch_updates_per_round: int = Field(default=2, ge=0)
     """Optimizer steps on such branches in a round, each on fresh demonstrations."""
-    branch_batch_size: int = Field(default=32, ge=1)
+    branch_batch_size: int = Field(default=8, ge=1)
     """Demonstrations of one such step, over all processes."""
-    branch_floor: float = Field(default=0.02, ge=0, le=1)
+    branch_floor: float = Field(default=0.1, ge=0, le=1)
     """Least weight of a branch; otherwise it weighs as much as the policy doubts the expert's token."""
     branch_warmup_updates: int = Field(default=0, ge=0)
     """Steps on branches before the first round: the critic learns from experts before it meets samples."""
@@ -149,17 +160,23 @@ class RewardConfig(Section):
     """``airl`` reads the critic as AIRL's f and discriminates on f - log pi (arXiv 1710.11248)."""
     shaping: bool = False
     """airl only: a potential h with f = g + gamma h(next) - h(now), on a second head that is not exported."""
-    aggregation: Literal["mean", "min", "last", "discounted"] = "mean"
+    aggregation: Literal["mean", "min", "last", "discounted"] = "min"
     """Of token rewards to one number per trace."""
     gamma: float = Field(default=0.9, ge=0, le=1)
-    clip: float | None = Field(default=5.0, gt=0)
+    clip: float | None = Field(default=2.0, gt=0)
     """Token rewards are cut to [-clip, clip]; None leaves them."""
     normalise: Literal["none", "running"] = "none"
     """``running`` divides by the running standard deviation of the critic's output."""
 
 
 class PolicyConfig(Section):
-    advantage: Literal["grpo", "dr_grpo", "rloo", "discounted_dense"] = "grpo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "discounted_dense", "centred_dense"] = "grpo"
+    """The first three give a whole trace one advantage. ``discounted_dense`` is the published token-level form;
+    ``centred_dense`` sums a token's reward and, discounted by ``reward.gamma``, those behind it, each less the group's mean."""
+    branches_per_sample: int = Field(default=0, ge=0)
+    """airl only: of each sample, tokens at which the critic compares the policy's own alternative; 0 turns it off."""
+    branch_weight: float = Field(default=1.0, ge=0)
+    """Of the expected reward over those pairs of tokens, beside the clipped policy loss."""
     dense_weight: float = Field(default=0.0, ge=0)
     """Added to a trace-level advantage: this much of the token-level discounted one."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
@@ -169,6 +186,7 @@ class PolicyConfig(Section):
     updates_per_round: int = Field(default=1, ge=1)
     """Optimizer steps on one round's samples; above 1 the clipping starts to matter."""
     expert_in_group: bool = False
+    """The expert's solution is one more member of each group: where all samples fail, there is still one to learn from."""
     mask_truncated: bool = True
     """Samples that ran out of tokens carry no policy gradient."""
     importance_correction: Literal["none", "truncate", "mask"] = "truncate"

@@ -78,7 +78,7 @@ def test_a_group_without_spread_teaches_nothing():
         rewards,
         torch.ones(3, 2, dtype=torch.bool),
         policy=PolicyConfig(),
-        reward=RewardConfig(),
+        reward=RewardConfig(aggregation="mean"),
         used_G=torch.tensor([True, True, True]),
     )
     assert result is None
@@ -90,7 +90,7 @@ def test_a_truncated_sample_neither_learns_nor_moves_the_baseline():
         rewards,
         torch.ones(3, 1, dtype=torch.bool),
         policy=PolicyConfig(advantage="dr_grpo"),
-        reward=RewardConfig(),
+        reward=RewardConfig(aggregation="mean"),
         used_G=torch.tensor([True, True, False]),
     )
     assert result is not None
@@ -103,6 +103,6 @@ def test_clipping_can_be_switched_off():
 
 
 def _advantages(policy, gamma=0.9):
-    result = group_advantages(REWARDS, MASK, policy=policy, reward=RewardConfig(gamma=gamma), used_G=EVERYBODY)
+    result = group_advantages(REWARDS, MASK, policy=policy, reward=RewardConfig(aggregation="mean", gamma=gamma), used_G=EVERYBODY)
     assert result is not None
     return result

@@ -1,0 +1,110 @@
+"""The policy's update on the states of its own samples: the token it wrote against another one it might have written.
+
+A trace's reward blames or praises all of its tokens. The critic can be asked more: what of the alternative, at this very
+state? The policy's expected reward over the two is known then, not sampled, and its gradient is
+p (1 - p) (r_own - r_other) times the difference of the two log-probabilities: zero where the policy is sure, zero where
+the critic sees no difference, whatever became of the rest of the solution.
+"""
+
+# Dimension key: S solutions, T solution tokens (right-padded), A branches.
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.branches import BranchBatch
+from irlops_jobs.models.scorers import PolicyScorer
+from irlops_jobs.rewards.advantages import clip_rewards
+from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.rounds import SampledQuestion
+from irlops_jobs.rollouts.sampling import derive_seed, uniform_draws
+from irlops_jobs.updates.microbatches import Group, MicroBatch, Trace, plan
+
+
+@dataclass(frozen=True)
+class OwnStateDraws:
+    """The draws of one sample's branches; truncated samples and idle passes have weight 0."""
+
+    uniform: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class JudgedBranches:
+    """Branches off the policy's samples with what the critic makes of them.
+
+    Example:
+        The sampled token has reward 1.5, the alternative -2: ``gain_SA`` is 3.5 there.
+    """
+
+    batch: BranchBatch
+    gain_SA: Tensor
+    """(S, A) float32: clipped reward of the sampled token less that of the alternative; 0 where padded or truncated."""
+    num_samples: float
+    """Over all processes."""
+
+
+def judge_branches(
+    policy: Trainer,
+    critic: Trainer,
+    questions: Sequence[SampledQuestion],
+    *,
+    num_branches: int,
+    reward_limit: float | None,
+    micro_batch_tokens: int,
+    draw: int,
+) -> list[JudgedBranches]:
+    """Draw what the policy might have written instead in each sample, where it doubted most, and ask the critic.
+
+    Args:
+        num_branches: of each sample.
+        draw: names this occasion (the round); with a sample's tokens it fixes what is drawn, on whatever process.
+    """
+    groups = [
+        Group(q.demonstration.prompt_ids, [Trace(sample.token_ids, _draws(sample, draw)) for sample in q.samples])
+        for q in questions
+    ]
+    idle = OwnStateDraws(torch.zeros(1), 0.0)
+    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle)
+    (num_samples,) = policy.runtime.total(sum(len(group.traces) for group in groups))
+    return [_judge(policy, critic, micro, num_branches, reward_limit, num_samples) for micro in micros]
+
+
+def two_action_loss(own_SA: Tensor, other_SA: Tensor, judged: JudgedBranches) -> Tensor:
+    """Minus the policy's expected reward over the two tokens, less a constant; summed over states, a mean over samples.
+
+    Args:
+        own_SA: (S, A) float32 nats, log-probabilities of the sampled tokens; carries gradients.
+        other_SA: (S, A) float32 nats, of the alternatives; carries gradients.
+    Returns:
+        () float32.
+    """
+    return -(torch.sigmoid(own_SA - other_SA) * judged.gain_SA).sum() / max(judged.num_samples, 1.0)
+
+
+def _draws(sample: Sample, draw: int) -> OwnStateDraws:
+    seed = derive_seed("own states", draw, *sample.token_ids)
+    return OwnStateDraws(uniform_draws([seed], len(sample.token_ids))[0], float(not sample.truncated))
+
+
+def _judge(
+    policy: Trainer,
+    critic: Trainer,
+    micro: MicroBatch[OwnStateDraws],
+    num_branches: int,
+    limit: float | None,
+    num_samples: float,
+) -> JudgedBranches:
+    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
+    uniform_ST = pad_sequence([draws.uniform for draws in micro.payloads], batch_first=True)
+    with torch.no_grad():
+        batch = scorer.propose(micro.batch, uniform_ST.to(policy.runtime.device), num_branches=num_branches, floor=0.0)
+    own_SA, other_SA = critic.forward(batch)
+    weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=policy.runtime.device)
+    gain_SA = (clip_rewards(own_SA, limit) - clip_rewards(other_SA, limit)) * (batch.branch_weight_SA > 0)
+    return JudgedBranches(batch, gain_SA * weight_S[:, None], num_samples)
