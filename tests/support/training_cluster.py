@@ -94,7 +94,7 @@ def _handler_for(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                 self._log(path.split("/")[-2], follow="follow=True" in query)
             elif path.startswith(f"{CORE}/pods"):
                 self._pods(path.removeprefix(f"{CORE}/pods").strip("/"), query)
-            elif path in KINDS:
+            elif path in cluster.objects:
                 self._collection(path, body)
             else:
                 self._one(*path.rsplit("/", 1), body)
@@ -105,7 +105,7 @@ def _handler_for(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             if body is None:
                 self._answer(200, {"items": list(cluster.objects[path].values())})
             elif body["metadata"]["name"] in cluster.objects[path]:
-                self._refuse(409, f"{KINDS[path]} {body['metadata']['name']!r} already exists")
+                self._refuse(409, f"{path.rpartition('/')[2]} {body['metadata']['name']!r} already exists")
             else:
                 cluster.add(path, body)
                 self._answer(201, body)

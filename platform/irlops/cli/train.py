@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,14 @@ from irlops.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class JobKind(StrEnum):
+    """What the job becomes on a cluster."""
+
+    PYTORCHJOB = "pytorchjob"
+    TRAINJOB = "trainjob"
+
 
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_red", "bright_green", "bright_cyan")
 
@@ -42,7 +51,12 @@ def train(
             "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="--local: MLflow server; without one, an embedded one."
         ),
     ] = None,
-    namespace: Annotated[str | None, typer.Option(help="--cluster: by default the kubeconfig's.")] = None,
+    kind: Annotated[
+        JobKind, typer.Option("--as", help="trainjob: for Kubeflow Trainer v2; printed, or with --cluster submitted.")
+    ] = JobKind.PYTORCHJOB,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="--cluster: by default the kubeconfig's.")
+    ] = None,
     kubeconfig: Annotated[Path | None, typer.Option(help="--cluster: by default KUBECONFIG or ~/.kube/config.")] = None,
 ) -> None:
     """Run a PyTorchJob manifest, on this machine or on a cluster.
@@ -51,7 +65,11 @@ def train(
     """
     if local and cluster:
         raise ConfigError("--local and --cluster exclude each other. Choose one.")
-    if cluster:
+    if kind is JobKind.TRAINJOB:
+        if local or follow:
+            raise ConfigError(f"{'--local' if local else '--follow'} is for PyTorchJobs. Leave out --as trainjob.")
+        _as_trainjob(file, parse_settings(settings), namespace, kubeconfig, submit=cluster)
+    elif cluster:
         _train_on_cluster(
             file, parse_settings(settings), follow=bool(follow), namespace=namespace, kubeconfig=kubeconfig
         )
@@ -143,6 +161,29 @@ def _train_on_cluster(
         print_error(f"{job.name} ended as {state}")
         raise typer.Exit(1)
     stdout().print(f"{job.name} finished", markup=False)
+
+
+def _as_trainjob(
+    file: Path, overrides: dict[str, Any], namespace: str | None, kubeconfig: Path | None, *, submit: bool
+) -> None:
+    from irlops.cluster.trainjobs import JOBSET_LABEL, as_trainjob
+    from irlops.contracts.training_manifest import read_training_manifest
+    from irlops.local.overrides import check_job_file, with_overrides
+
+    manifest = with_overrides(read_training_manifest(file), overrides)
+    check_job_file(manifest)
+    if not submit:
+        import yaml
+
+        typer.echo(yaml.safe_dump_all(as_trainjob(manifest), sort_keys=False), nl=False)
+        return
+    from irlops.cluster.training import TrainingCluster
+
+    with waiting("Submitting"):
+        cluster = TrainingCluster.connect(kubeconfig, namespace or manifest.job.metadata.namespace)
+        job = cluster.submit_trainjob(manifest)
+    stdout().print(f"{job.name} submitted to {job.namespace} as a TrainJob", markup=False)
+    stdout().print(f"Follow it with: kubectl logs -n {job.namespace} -l {JOBSET_LABEL}={job.name} -f", markup=False)
 
 
 def line_printer(console: Console) -> Callable[[str, str], None]:

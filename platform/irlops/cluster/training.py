@@ -15,12 +15,16 @@ from typing import Any
 from irlops.cluster.connection import TIMEOUT_S, Connection, connect, explaining
 from irlops.cluster.job_states import JobState, job_state
 from irlops.cluster.pod_logs import OnLine, PodLogs
+from irlops.cluster.trainjobs import GROUP as TRAINER_GROUP
+from irlops.cluster.trainjobs import VERSION as TRAINER_VERSION
+from irlops.cluster.trainjobs import as_trainjob
 from irlops.contracts.training_manifest import TrainingManifest
 from irlops.errors import MissingDependencyError, PermanentError
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 JOB_NAME_LABEL = "training.kubeflow.org/job-name"
 """The training operator's, on every pod."""
+INSTALL_TRAINER = 'kubectl apply --server-side -k "github.com/kubeflow/trainer/manifests/overlays/manager?ref=v2.3.0"'
 INSTALL = 'kubectl apply --server-side -k "github.com/kubeflow/trainer/manifests/overlays/standalone?ref=v1.9.4"'
 
 
@@ -86,6 +90,41 @@ class TrainingCluster:
             self._sdk.create_job(self._as_model(_in_namespace(job, self.namespace)), namespace=self.namespace)
         return SubmittedJob(name, self.namespace)
 
+    def submit_trainjob(self, manifest: TrainingManifest) -> SubmittedJob:
+        """The same job for Kubeflow Trainer v2 (see ``irlops.cluster.trainjobs``).
+
+        Raises:
+            ManifestError: a TrainJob can't say what the manifest asks for.
+            PermanentError, UnavailableError: as ``submit``.
+        """
+        name, documents = manifest.job.metadata.name, as_trainjob(manifest)
+        if self._find_object(TRAINER_GROUP, TRAINER_VERSION, "trainjobs", name, INSTALL_TRAINER) is not None:
+            raise PermanentError(
+                f"{name} is already in {self.namespace}. Delete it with `kubectl delete trainjob {name} -n {self.namespace}`; "
+                "its checkpoints stay in their claim, and the new one goes on from them."
+            )
+        *mounted, runtime, job = documents
+        for document in mounted:
+            self._create_or_replace(document)
+        self._apply_runtime(_in_namespace(runtime, self.namespace))
+        with explaining(f"create the TrainJob {name} in {self.namespace}", self._connection):
+            self._sdk.custom_api.create_namespaced_custom_object(
+                TRAINER_GROUP, TRAINER_VERSION, self.namespace, "trainjobs", _in_namespace(job, self.namespace)
+            )
+        return SubmittedJob(name, self.namespace)
+
+    def _apply_runtime(self, runtime: dict[str, Any]) -> None:
+        place = (TRAINER_GROUP, TRAINER_VERSION, self.namespace, "trainingruntimes")
+        name, api = runtime["metadata"]["name"], self._sdk.custom_api
+        there = self._find_object(TRAINER_GROUP, TRAINER_VERSION, "trainingruntimes", name, INSTALL_TRAINER)
+        with explaining(f"create the TrainingRuntime {name} in {self.namespace}", self._connection):
+            if there is None:
+                api.create_namespaced_custom_object(*place, runtime)
+            else:  # the API takes a whole custom resource only for the version that was read
+                version = there["metadata"].get("resourceVersion")
+                metadata = {**runtime["metadata"], **({"resourceVersion": version} if version else {})}
+                api.replace_namespaced_custom_object(*place, name, {**runtime, "metadata": metadata})
+
     def _as_model(self, job: Mapping[str, Any]) -> Any:
         return self._sdk.api_client.deserialize(SimpleNamespace(data=json.dumps(job)), "KubeflowOrgV1PyTorchJob")
 
@@ -116,13 +155,17 @@ class TrainingCluster:
             PermanentError: PyTorchJobs are not installed, or may not be read.
             UnavailableError: the API does not answer.
         """
+        # Not the SDK's get_job: it can't read a job without runPolicy, nor find out why there is none.
+        found = self._find_object(GROUP, VERSION, PLURAL, name, INSTALL)
+        return None if found is None else job_state(found)
+
+    def _find_object(self, group: str, version: str, plural: str, name: str, install: str) -> Mapping[str, Any] | None:
         from kubernetes.client.exceptions import ApiException
 
-        with explaining(f"read the PyTorchJob {name} in {self.namespace}", self._connection):
+        with explaining(f"read {plural}/{name} in {self.namespace}", self._connection):
             try:
-                # Not the SDK's get_job: it can't read a job without runPolicy, nor find out why there is none.
-                found = self._sdk.custom_api.get_namespaced_custom_object(
-                    GROUP, VERSION, self.namespace, PLURAL, name, _request_timeout=TIMEOUT_S
+                return self._sdk.custom_api.get_namespaced_custom_object(
+                    group, version, self.namespace, plural, name, _request_timeout=TIMEOUT_S
                 )
             except ApiException as error:
                 if error.status != 404:
@@ -130,9 +173,8 @@ class TrainingCluster:
                 if _names_the_object(error):
                     return None
                 raise PermanentError(
-                    f"The cluster at {self._connection.host} knows no PyTorchJobs. Install the training operator: {INSTALL}"
+                    f"The cluster at {self._connection.host} knows no {plural}.{group}. Install what runs them: {install}"
                 ) from error
-        return job_state(found)
 
     def state(self, name: str) -> JobState:
         """The job's state.

@@ -103,7 +103,9 @@ def test_a_cluster_without_the_training_operator_names_the_command_that_installs
     cluster: Cluster, training: TrainingCluster
 ):
     cluster.unknown.add(JOBS)
-    with pytest.raises(PermanentError, match=r"knows no PyTorchJobs\. Install the training operator: kubectl apply"):
+    with pytest.raises(
+        PermanentError, match=r"knows no pytorchjobs\.kubeflow\.org\. Install what runs them: kubectl apply"
+    ):
         training.submit(tiny())
 
 
