@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -292,11 +295,42 @@ def load_settings(config_file: Path | None = None, **overrides: Any) -> GatewayS
             return (init_settings, env_settings, *files)
 
     try:
-        return Loaded(**overrides)
+        settings = Loaded(**overrides)
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
     except (ValueError, yaml.YAMLError) as error:  # a file that isn't YAML, a variable that isn't JSON
         raise ConfigError(f"The gateway's settings can't be read ({path or 'environment'}): {error}") from error
+    _check_files(settings)
+    return settings
+
+
+def _check_files(settings: GatewaySettings) -> None:
+    """Read certificates once before they are needed: a wrong one is said at the start, and never swapped in."""
+    policy, critic = settings.pair.policy, settings.pair.critic
+    authorities = (("pair.policy.ca_file", policy.ca_file), ("pair.critic.ca_file", critic.ca_file))
+    for name, file in authorities:
+        if file is not None:
+            with _explaining(f"{name} {file}", "a PEM file with the authority's certificate"):
+                ssl.create_default_context(cafile=file)
+    if settings.tls_cert_file is not None:
+        files = f"tls_cert_file {settings.tls_cert_file} with tls_key_file {settings.tls_key_file}"
+        with _explaining(files, "the PEM files of one certificate and its key, without a passphrase"):
+            # An empty passphrase instead of a prompt nobody would answer.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                settings.tls_cert_file, settings.tls_key_file, password=""
+            )
+    if policy.tokenizer_file is not None and not policy.tokenizer_file.is_file():
+        raise ConfigError(
+            f"The tokenizer file {policy.tokenizer_file} is not there. Correct pair.policy.tokenizer_file."
+        )
+
+
+@contextmanager
+def _explaining(what: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # an SSLError is one
+        raise ConfigError(f"{what} can't be used ({error.strerror or error}). Give {wanted}.") from error
 
 
 def _refuse_unknown_variables() -> None:

@@ -145,12 +145,23 @@ def _spans_by_search(text: str, pieces: Sequence[str]) -> Spans | None:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
+def _read_tokenizer(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ConfigError(
+            f"The tokenizer file {path} can't be read: {error}. Copy the pair's own tokenizer.json again."
+        ) from error
+
+
 class LocalTokenizer:
     """A ``tokenizer.json`` read by the light ``tokenizers`` package: no weights, no call."""
 
     def __init__(self, path: Path) -> None:
         try:
-            from tokenizers import Tokenizer
+            import tokenizers  # noqa: F401 - here to say what is missing
         except ImportError as error:
             raise MissingDependencyError(
                 "pair.policy.tokenizer_file needs the package 'tokenizers', which is not installed. "
@@ -158,7 +169,7 @@ class LocalTokenizer:
             ) from error
         if not path.is_file():
             raise ConfigError(f"The tokenizer file {path} is not there. Correct pair.policy.tokenizer_file.")
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer: Tokenizer = _read_tokenizer(path)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

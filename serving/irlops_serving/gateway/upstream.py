@@ -169,7 +169,8 @@ class Upstream:
         try:
             yield EventStream(self, response, timeouts)
             self.breaker.record_success()
-        except (asyncio.CancelledError, GeneratorExit):
+        except BaseException:
+            # Whatever ended it: without a record a trial of the half-open circuit would never end.
             self.breaker.record_cancelled()
             raise
         finally:
@@ -181,7 +182,7 @@ class Upstream:
         response = await self._begin(path, body, call, headers, limit_s)
         try:
             reply = Reply(response.status, await self._read(response, limit_s))
-        except asyncio.CancelledError:
+        except BaseException:
             self.breaker.record_cancelled()
             raise
         finally:
@@ -210,7 +211,7 @@ class Upstream:
             labelled(self._metrics.upstream_latency, self.name, call).observe(time.perf_counter() - started_s)
             if response.status != 200:
                 await self._refuse_bad_status(response)
-        except asyncio.CancelledError:
+        except BaseException:
             self.breaker.record_cancelled()
             raise
         return response

@@ -163,6 +163,26 @@ async def test_another_pair_takes_over_without_a_dropped_request(tmp_path):
     assert answers == {(200, "old", "3"), (200, "new", "4")}
 
 
+async def test_a_pair_that_cannot_be_used_leaves_the_old_one_and_the_next_still_takes_over(tmp_path):
+    vocabulary = Vocabulary()
+    policy, critic = StubPolicy(vocabulary), StubCritic(vocabulary)
+    config, broken = tmp_path / "gateway.yaml", tmp_path / "tokenizer.json"
+    broken.write_text("{}")
+    async with served(policy.app()) as policy_url, served(critic.app()) as critic_url:
+        _write_config(config, policy_url, critic_url, 3)
+        async with running(settings_for(policy_url, critic_url), config) as (gateway, _, _):
+            pair = {"policy": {"url": policy_url, "tokenizer_file": str(broken)}, "critic": {"url": critic_url}}
+            config.write_text(yaml.safe_dump({"pair": pair, "port": 0}))
+            await asyncio.sleep(0.2)
+            assert gateway.pairs.current.versions.policy_version == "3"
+            _write_config(config, policy_url, critic_url, 5)
+
+            async def version():
+                return gateway.pairs.current.versions.policy_version
+
+            await _eventually(version, "5")
+
+
 async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
     vocabulary = Vocabulary()
     policy, critic = StubPolicy(vocabulary), StubCritic(vocabulary)

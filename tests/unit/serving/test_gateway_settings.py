@@ -134,3 +134,22 @@ def test_secrets_do_not_show(tmp_path, monkeypatch):
 )
 def test_loopback_addresses_are_told_from_others(host, only_here):
     assert is_loopback(host) is only_here
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tls_cert_file": "none.pem", "tls_key_file": "none.key"}, "tls_cert_file none.pem .*No such file"),
+        (
+            {"pair": PAIR | {"critic": PAIR["critic"] | {"ca_file": "bad.pem"}}},
+            "pair.critic.ca_file .*bad.pem can't be used",
+        ),
+        ({"pair": PAIR | {"policy": PAIR["policy"] | {"tokenizer_file": "none.json"}}}, "none.json is not there"),
+    ],
+    ids=["no certificate", "an authority that is no certificate", "no tokenizer"],
+)
+def test_a_file_that_cannot_be_used_is_said_at_the_start(tmp_path, monkeypatch, settings, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match=said):
+        load_settings(_write(tmp_path / "gateway.yaml", **settings))
