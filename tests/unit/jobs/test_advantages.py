@@ -7,6 +7,7 @@ from irlops.contracts.jobs import PolicyConfig, RewardConfig
 from irlops.selection import aggregate
 from irlops_jobs.rewards.advantages import (
     aggregate_rewards,
+    centred_dense_advantages,
     clip_rewards,
     discounted_suffix_sums,
     group_advantages,
@@ -103,6 +104,21 @@ def test_clipping_can_be_switched_off():
 
 
 def _advantages(policy, gamma=0.9):
-    result = group_advantages(REWARDS, MASK, policy=policy, reward=RewardConfig(aggregation="mean", gamma=gamma), used_G=EVERYBODY)
+    result = group_advantages(
+        REWARDS, MASK, policy=policy, reward=RewardConfig(aggregation="mean", gamma=gamma), used_G=EVERYBODY
+    )
     assert result is not None
     return result
+
+
+def test_centred_dense_advantages_blame_the_token_itself_at_gamma_0():
+    # token rewards 2, -2 and 2, 2: mean 1, so 1, -3 and 1, 1
+    reward, mask = torch.tensor([[2.0, -2.0], [2.0, 2.0]]), torch.ones(2, 2, dtype=torch.bool)
+    result = centred_dense_advantages(reward, mask, gamma=0.0, used_G=torch.tensor([True, True]))
+    assert result.tolist() == [[1.0, -3.0], [1.0, 1.0]]
+
+
+def test_centred_dense_advantages_leave_truncated_samples_out_of_the_mean():
+    reward, mask = torch.tensor([[2.0, -2.0], [50.0, 50.0]]), torch.ones(2, 2, dtype=torch.bool)
+    result = centred_dense_advantages(reward, mask, gamma=0.0, used_G=torch.tensor([True, False]))
+    assert result[0].tolist() == [2.0, -2.0]  # the mean of 2 and -2 is 0

@@ -324,3 +324,12 @@ def offline_hub(monkeypatch, tmp_path):
     """The hub's own switch for machines without a network, and an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_a_weight_gathered_into_a_padded_buffer_is_saved_without_the_padding(tmp_path, tokenizer):
+    model = _tiny()
+    weights = merged_state_dict(model)
+    name = "model.embed_tokens.weight"
+    padded = torch.cat([weights[name], torch.zeros(3, weights[name].shape[1])])  # for 4 processes, say
+    save_model(model, tokenizer, tmp_path / "policy", state_dict={**weights, name: padded[:-3]})
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "policy")), _logits(model))

@@ -1,0 +1,86 @@
+"""The critic judges what the policy might have written instead: pairs, gains, and which way they push."""
+
+import pytest
+import torch
+
+from irlops.contracts.jobs import OptimizerConfig
+from irlops_jobs.distributed.runtime import Runtime
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
+from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
+from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.rounds import SampledQuestion
+from irlops_jobs.session import EncodedDemonstration
+from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, two_action_loss
+from irlops_jobs.updates.policy import trace_logprobs
+
+ALONE = Runtime(rank=0, world_size=1, device=torch.device("cpu"))
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
+SOLUTION = (11, 12, 13, 14, 2)
+
+
+def _trainers():
+    policy = Trainer(PolicyScorer(build_tiny_policy(seed=0)), OPTIMIZER, ALONE, num_steps=1)
+    critic_model = build_tiny_critic(seed=1)
+    torch.nn.init.normal_(critic_model.score.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    return policy, Trainer(CriticScorer(critic_model), OPTIMIZER, ALONE, num_steps=1)
+
+
+def _question(*, truncated=False):
+    sample = Sample(SOLUTION, (-1.0,) * len(SOLUTION), truncated)
+    demonstration = EncodedDemonstration(demonstration=None, prompt_ids=(1, 7, 8), solution_ids=SOLUTION)
+    return SampledQuestion(demonstration, (sample,), ("",), (False,))
+
+
+def _judge(question, **changes):
+    policy, critic = _trainers()
+    settings = {"num_branches": 3, "reward_limit": None, "micro_batch_tokens": 4096, "draw": 0} | changes
+    (judged,) = judge_branches(policy, critic, [question], **settings)
+    return policy, critic, judged
+
+
+def test_an_alternative_is_never_the_token_itself():
+    _, _, judged = _judge(_question())
+    own_SA = judged.batch.solution_ids_ST.gather(1, judged.batch.branch_position_SA)
+    assert (judged.batch.branch_ids_SA != own_SA).all()
+
+
+def test_the_gain_is_the_difference_of_rewards_of_two_whole_sequences():
+    _, critic, judged = _judge(_question())
+    position, other = int(judged.batch.branch_position_SA[0, 0]), int(judged.batch.branch_ids_SA[0, 0])
+    model = critic.scorer.model.eval()  # transformers drops out before the head while training
+    own = model(torch.tensor([(1, 7, 8, *SOLUTION[: position + 1])])).logits[0, -1, 0]
+    alternative = model(torch.tensor([(1, 7, 8, *SOLUTION[:position], other)])).logits[0, -1, 0]
+    assert judged.gain_SA[0, 0].item() == pytest.approx((own - alternative).item(), abs=1e-4)
+
+
+def test_log_probabilities_of_both_tokens_are_those_of_a_plain_pass():
+    policy, _, judged = _judge(_question())
+    own_SA, other_SA = policy.forward(judged.batch)
+    plain = trace_logprobs(policy, [Group((1, 7, 8), [Trace(SOLUTION, 0)])], micro_batch_tokens=4096)[0]
+    assert own_SA[0].tolist() == pytest.approx(plain[judged.batch.branch_position_SA[0]].tolist(), abs=1e-5)
+    position, other = int(judged.batch.branch_position_SA[0, 0]), int(judged.batch.branch_ids_SA[0, 0])
+    swapped = (*SOLUTION[:position], other)
+    expected = trace_logprobs(policy, [Group((1, 7, 8), [Trace(swapped, 0)])], micro_batch_tokens=4096)[0][-1]
+    assert other_SA[0, 0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_truncated_sample_gains_nothing():
+    _, _, judged = _judge(_question(truncated=True))
+    assert judged.gain_SA.abs().sum() == 0
+
+
+def test_the_limit_bounds_what_one_pair_can_say():
+    _, _, judged = _judge(_question(), reward_limit=0.01)
+    assert judged.gain_SA.abs().max() <= 0.02 + 1e-6
+
+
+def test_the_policy_moves_towards_the_token_that_the_critic_prefers():
+    _, _, judged = _judge(_question())
+    judged = JudgedBranches(judged.batch, torch.tensor([[2.0, -2.0, 0.0]]), num_samples=1.0)
+    own_SA = torch.zeros(1, 3, requires_grad=True)
+    other_SA = torch.zeros(1, 3, requires_grad=True)
+    two_action_loss(own_SA, other_SA, judged).backward()
+    assert own_SA.grad.tolist() == [[-0.5, 0.5, 0.0]]  # -p (1 - p) * gain with p = 1/2
+    assert other_SA.grad.tolist() == [[0.5, -0.5, 0.0]]
