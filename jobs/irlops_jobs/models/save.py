@@ -103,7 +103,9 @@ def _without_tied(base: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _for_file(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype).contiguous() if dtype and tensor.is_floating_point() else tensor.contiguous()
+    tensor = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+    # A gathered weight is a view of a buffer padded for all processes, which safetensors refuses to write.
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _config_for(base: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Any:
