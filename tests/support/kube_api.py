@@ -8,13 +8,13 @@ owner, watches. It admits everything: schemas are checked by the tests that want
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
 
+import orjson
 from aiohttp import web
 
 from irlops.cluster.api import APPLY, MERGE, RESOURCES, Answer
@@ -40,7 +40,7 @@ class KubeApi:
         self.kill_after: int | None = None
         """The process dies when this many calls have been served, before it reads the last answer."""
         self._applied: dict[tuple[str, str, str, str], Body] = {}
-        self._version = 0
+        self.version = 0
         self._watchers: list[tuple[str, asyncio.Queue[Body]]] = []
 
     # -- for tests
@@ -52,11 +52,11 @@ class KubeApi:
         """What a user or another controller writes: the whole object, status included."""
         key = (body["kind"], body["metadata"]["name"])
         before = self.objects.get(key)
-        return self._store(key, before, copy.deepcopy(body), is_status=False, keep_status=False)
+        return self._store(key, before, _copy(body), is_status=False, keep_status=False)
 
     def set_status(self, kind: str, name: str, status: Mapping[str, Any]) -> None:
         key = (kind, name)
-        body = copy.deepcopy(self.objects[key])
+        body = _copy(self.objects[key])
         body["status"] = dict(status)
         self._store(key, self.objects[key], body, is_status=True)
 
@@ -76,11 +76,11 @@ class KubeApi:
     async def send(
         self, method: str, path: str, params: Mapping[str, str], body: Body | None = None, content_type: str = ""
     ) -> Answer:
-        answer = self._serve(method, path, dict(params), copy.deepcopy(body), content_type)
+        answer = self._serve(method, path, dict(params), _copy(body), content_type)
         if self.kill_after is not None and len(self.calls) >= self.kill_after:
             self.kill_after = None
             raise KilledError(f"after {self.calls[-1]}")
-        return copy.deepcopy(answer)
+        return Answer(answer.status, _copy(answer.body), answer.retry_after_s)
 
     def _serve(self, method: str, path: str, params: dict[str, str], body: Body | None, content_type: str) -> Answer:
         prefix, _, rest = path.partition("/namespaces/")
@@ -115,7 +115,7 @@ class KubeApi:
     def _list(self, kind: str, name: str, subresource: str, params: dict[str, str], *_: Any) -> Answer:
         items = [body for body in self.of_kind(kind).values() if _selected(body, params.get("labelSelector", ""))]
         items = [{key: value for key, value in item.items() if key not in ("kind", "apiVersion")} for item in items]
-        return Answer(200, {"kind": f"{kind}List", "metadata": {"resourceVersion": str(self._version)}, "items": items})
+        return Answer(200, {"kind": f"{kind}List", "metadata": {"resourceVersion": str(self.version)}, "items": items})
 
     def _create(self, kind: str, name: str, subresource: str, params: Any, body: Body, *_: Any) -> Answer:
         key = (kind, body["metadata"]["name"])
@@ -153,7 +153,7 @@ class KubeApi:
         if wanted_version and before and wanted_version != before["metadata"]["resourceVersion"]:
             return _refusal(409, "the object has been modified")
         owner = (kind, name, subresource, params["fieldManager"])
-        base = copy.deepcopy(before) if before else {}
+        base = _copy(before) if before else {}
         merged = _apply(base, self._applied.get(owner, {}), body)
         self._applied[owner] = body
         return Answer(200, self._store(key, before, merged, is_status=bool(subresource)))
@@ -164,10 +164,10 @@ class KubeApi:
         metadata = after.setdefault("metadata", {})
         if before is None:
             metadata |= {
-                "uid": metadata.get("uid") or f"uid-{key[0]}-{key[1]}-{self._version}",
+                "uid": metadata.get("uid") or f"uid-{key[0]}-{key[1]}-{self.version}",
                 "namespace": self.namespace,
             }
-            metadata.setdefault("creationTimestamp", f"2026-11-23T10:00:{self._version % 60:02d}Z")
+            metadata.setdefault("creationTimestamp", f"2026-11-23T10:00:{self.version % 60:02d}Z")
             metadata["generation"] = 1
             if keep_status:
                 after.pop("status", None)
@@ -182,8 +182,8 @@ class KubeApi:
                 after["metadata"] = {**after["metadata"], "generation": before["metadata"]["generation"] + 1}
         if before is not None and _without_version(before) == _without_version(after):
             return before
-        self._version += 1
-        after["metadata"] = {**after["metadata"], "resourceVersion": str(self._version)}
+        self.version += 1
+        after["metadata"] = {**after["metadata"], "resourceVersion": str(self.version)}
         self.objects[key] = after
         self._tell("ADDED" if before is None else "MODIFIED", after)
         return after
@@ -193,7 +193,7 @@ class KubeApi:
     def _tell(self, what: str, body: Body) -> None:
         for kind, queue in self._watchers:
             if kind == body["kind"]:
-                queue.put_nowait({"type": what, "object": copy.deepcopy(body)})
+                queue.put_nowait({"type": what, "object": _copy(body)})
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         params = dict(request.query)
@@ -254,6 +254,11 @@ class KubeApi:
             yield f"http://127.0.0.1:{runner.addresses[0][1]}"
         finally:
             await runner.cleanup()
+
+
+def _copy(body: Any) -> Any:
+    """Many times faster than ``copy.deepcopy``, and nothing here is more than JSON."""
+    return orjson.loads(orjson.dumps(body))
 
 
 def _refusal(status: int, message: str) -> Answer:

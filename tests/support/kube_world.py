@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -158,15 +157,17 @@ class World:
 
     async def run(self, name: str = "tiny", *, steps: int = 60, until: str | None = None) -> Body:
         """Looks, lets everybody act and time pass, until nothing changes any more; the status then."""
+        still = 0
         for _ in range(steps):
-            before = copy.deepcopy(self.api.objects)
+            before = self.api.version
             delay_s = await self.look(name)
             self.others_act()
             self.now += timedelta(seconds=min(delay_s or 300, 300))
             status = self.status(name)
             if until is not None and status.get("phase") == until:
                 return status
-            if before == self.api.objects and (delay_s is None or delay_s >= 60):
+            still = still + 1 if before == self.api.version else 0
+            if still and (delay_s is None or (delay_s >= 60 and still > 2)):
                 return status
         raise AssertionError(f"{name} never came to rest: {self.status(name)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 from typing import Any
 
 import aiohttp
@@ -23,7 +22,7 @@ class HttpGateway:
     async def answer(self) -> GatewayAnswer:
         """Whether it is ready, and with which pair."""
         # A gateway that speaks https inside the cluster has a certificate for its public name; only readiness is read.
-        tls: ssl.SSLContext | bool = False if self._url.startswith("https") else True
+        tls: bool = not self._url.startswith("https")
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,

@@ -32,7 +32,7 @@ class Gateway(Protocol):
 class Caller(Protocol):
     """Runs a registry call that blocks."""
 
-    async def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any: ...
+    async def __call__(self, function: Callable[..., Any], /, *arguments: Any) -> Any: ...
 
 
 @dataclass

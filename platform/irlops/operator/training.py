@@ -14,7 +14,7 @@ from irlops.contracts.pipeline import HistoryEntry, Phase, PipelineSpec, Pipelin
 from irlops.errors import PermanentError
 from irlops.operator.conditions import read, seconds_until, written
 from irlops.operator.failures import describe_failure
-from irlops.operator.jobs import job_file, state_claim, training_job
+from irlops.operator.jobs import job_document, job_file, state_claim, training_job
 from irlops.operator.names import (
     ATTEMPT_ANNOTATION,
     EVALUATION,
@@ -108,7 +108,7 @@ class _Step:
             )
         try:
             for stage in self.stages:
-                job_file(self.o.pipeline, self.spec, stage, self.settings)
+                job_document(self.spec, self.id, stage)
         except PermanentError as error:
             reason = "UnknownDataset" if "data.name" in str(error) else "JobInvalid"
             return reason, str(error)
