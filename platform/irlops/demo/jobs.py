@@ -19,6 +19,10 @@ from irlops.local.training import RUNNER, LocalJobResult, run_pytorchjob
 _J = TypeVar("_J", bound=Job)
 
 
+_GRACE_S = 5.0
+"""For workers that are asked to stop: the next demo begins anew, so what they would save is of no use."""
+
+
 class JobFailedError(Exception):
     """A job ended badly; carries the exit code that the command ends with."""
 
@@ -89,7 +93,7 @@ def run_job(
     def show(who: str, line: str) -> None:
         nonlocal has_begun
         if who == RUNNER:
-            if has_begun:  # before that it tells of ports and folders; now of restarts
+            if has_begun or line.startswith("stopping"):  # before that it tells of folders; now of restarts
                 view.warn(line)
             return
         has_begun = True
@@ -101,7 +105,12 @@ def run_job(
 
     view.update(f"starting {planned.num_workers} worker{'s' if planned.num_workers > 1 else ''}")
     result = run_pytorchjob(
-        planned.manifest, state_dir=state_dir, tracking_uri=tracking_uri, overrides=planned.overrides, on_line=show
+        planned.manifest,
+        state_dir=state_dir,
+        tracking_uri=tracking_uri,
+        overrides=planned.overrides,
+        on_line=show,
+        max_grace_s=_GRACE_S,
     )
     if not result.succeeded:
         logs = ", ".join(str(file) for file in result.log_files.values())

@@ -41,6 +41,8 @@ STAGES = ("data", "mlflow", "sft", "airl", "evaluate", "register", "serve", "ask
 NUM_CANDIDATES = 16
 _NUM_EXAMPLES = 32
 _PACKAGES = ("torch", "transformers", "mlflow", "flask", "kserve", "psutil", "matplotlib", "rich")
+_MLFLOW_TIMEOUT_S = 600.0
+"""Importing mlflow takes seconds, and minutes on a machine that others keep busy."""
 _POLL_S = 0.1
 
 
@@ -77,7 +79,7 @@ def run_demo(settings: DemoSettings, screen: Screen) -> Summary:
         )
         for name, kind in (("sft", SftJob), ("airl", AirlJob), ("evaluate", EvaluateJob))
     }
-    with ending_on_sigterm(), only_demo(settings.home), PeakMemory() as memory, contextlib.ExitStack() as running:
+    with ending_on_signals(), only_demo(settings.home), PeakMemory() as memory, contextlib.ExitStack() as running:
         folder = claim_folder(settings.output_dir)
         loop = Loop(settings, folder, screen, jobs, running)
         try:
@@ -173,7 +175,7 @@ class Loop:
 
     def _wait_for_mlflow(self, mlflow: MlflowServer) -> None:
         with self._stage("mlflow", "MLflow", "records every run, and keeps the registered pairs") as view:
-            mlflow.wait_until_ready(on_wait=lambda: view.update("starting"))
+            mlflow.wait_until_ready(_MLFLOW_TIMEOUT_S, on_wait=lambda: view.update("starting"))
             view.done(mlflow.uri)
 
     def _train(self, tracking_uri: str) -> None:
@@ -386,17 +388,22 @@ def _require_packages() -> None:
 
 
 @contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that everything is ended in order and not only by its guards."""
+def ending_on_signals() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that everything is ended in order and not only by its guards.
+
+    SIGINT counts as well where it came ignored: that is how scripts start what they put into the background.
+    """
 
     def leave(signal_number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signal_number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    wanted = {signal.SIGTERM: leave, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def demo_home() -> Path:

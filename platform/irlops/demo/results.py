@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from irlops.contracts.evaluation import Estimate, Evaluation
 from irlops.contracts.summary import SUMMARY_ROWS, SummaryRow
 from irlops.errors import DataError
@@ -101,8 +103,12 @@ def read_evaluation(file: Path) -> Evaluation:
     """
     try:
         return Evaluation.model_validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not an evaluation's result ({str(error).splitlines()[0]}).") from error
+    except OSError as error:
+        raise DataError(f"The evaluation left no {file} ({error.strerror}). Its log says why.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file} is no evaluation as this version writes it: {place}: {first['msg']}.") from error
 
 
 def read_rows(evaluation_dir: Path) -> dict[SummaryRow, Evaluation]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -86,6 +87,7 @@ def run_pytorchjob(
     tracking_uri: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     on_line: OnLine | None = None,
+    max_grace_s: float = math.inf,
 ) -> LocalJobResult:
     """Run the job of a manifest here and wait for its end.
 
@@ -95,6 +97,7 @@ def run_pytorchjob(
         tracking_uri: Replaces MLFLOW_TRACKING_URI of the manifest.
         overrides: Dotted keys of the job file with other values, for example ``{"seed": 7}``.
         on_line: Gets every line of every replica; None is silent.
+        max_grace_s: Asked to stop, replicas get no longer than this to save their state, whatever the manifest says.
 
     Raises:
         ManifestError: another kind, or something that can't be honoured here.
@@ -116,7 +119,7 @@ def run_pytorchjob(
         )
         plan = plan_pods(manifest, here)
         return _Run(
-            manifest, plan, state_dir / "logs" / manifest.job.metadata.name, on_line or (lambda *_: None)
+            manifest, plan, state_dir / "logs" / manifest.job.metadata.name, on_line or (lambda *_: None), max_grace_s
         ).to_its_end()
 
 
@@ -157,19 +160,18 @@ def _only_run(name: str, state_dir: Path) -> Iterator[None]:
 class _Run:
     """One job between its start and its end."""
 
-    def __init__(self, manifest: TrainingManifest, plan: LocalPlan, log_dir: Path, on_line: OnLine) -> None:
+    def __init__(
+        self, manifest: TrainingManifest, plan: LocalPlan, log_dir: Path, on_line: OnLine, max_grace_s: float
+    ) -> None:
         self._job, self._plan, self._on_line = manifest.job, plan, on_line
         self._started_at = time.monotonic()
         self._num_restarts = 0
         self._stopped_by_signal = False
-        self._replicas = [
-            Replica(
-                pod,
-                log_dir,
-                grace_s=dict(self._job.spec.replicas())[pod.kind].template.spec.termination_grace_period_seconds,
-            )
-            for pod in plan.pods
-        ]
+        grace_s = {
+            kind: min(replica.template.spec.termination_grace_period_seconds, max_grace_s)
+            for kind, replica in self._job.spec.replicas()
+        }
+        self._replicas = [Replica(pod, log_dir, grace_s=grace_s[pod.kind]) for pod in plan.pods]
 
     def to_its_end(self) -> LocalJobResult:
         name = self._job.metadata.name
