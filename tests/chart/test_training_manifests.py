@@ -15,7 +15,7 @@ from irlops.contracts.training_manifest import read_training_manifest
 from irlops.local.machine import parse_quantity
 from irlops.local.overrides import check_job_file
 from irlops_jobs.models.memory_plan import plan_memory
-from support.charts import REPOSITORY, SHARED_CRDS
+from support.charts import REPOSITORY, SHARED_CRDS, find, render
 from support.custom_resources import validator_for
 
 MANIFESTS = REPOSITORY / "manifests"
@@ -195,3 +195,25 @@ def test_the_overlays_change_what_they_are_named_after():
 def test_the_whole_folder_installs_the_servers_for_cpus():
     kinds = [document["kind"] for document in built(".")]
     assert sorted(kinds) == sorted(["ServiceAccount", "NetworkPolicy", *["ServingRuntime", "InferenceService"] * 2])
+
+
+@every_manifest
+def test_a_job_in_the_charts_namespace_finds_mlflow_and_its_password(file):
+    objects = render()
+    variables = {
+        one["name"]: one.get("valueFrom", {})
+        for one in pod_of(pytorchjob_of(read_training_manifest(file).documents))["containers"][0]["env"]
+    }
+    uri = variables["MLFLOW_TRACKING_URI"]["configMapKeyRef"]
+    assert find(objects, "ConfigMap", uri["name"])["data"][uri["key"]] == "http://irlops-mlflow.team-a.svc:5000"
+    for name in ("USERNAME", "PASSWORD"):
+        login = variables[f"MLFLOW_TRACKING_{name}"]["secretKeyRef"]
+        assert login["key"] in find(objects, "Secret", login["name"])["data"]
+
+
+def test_pods_carry_the_labels_by_which_the_chart_lets_them_reach_each_other():
+    [policy] = [one for one in render() if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "irlops-job"]
+    wanted = policy["spec"]["podSelector"]["matchLabels"]
+    for file in TRAINING:
+        worker = pytorchjob_of(read_training_manifest(file).documents)["spec"]["pytorchReplicaSpecs"]["Worker"]
+        assert wanted.items() <= worker["template"]["metadata"]["labels"].items()
