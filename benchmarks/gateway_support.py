@@ -161,12 +161,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(
-    command: Sequence[str], ready_url: str, timeout_s: float = 60, **environment: str
+    command: Sequence[str], ready_url: str, timeout_s: float = 60, log_file: Path | None = None, **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` until the block ends; returns once ``ready_url`` answers."""
+    """Run ``command`` until the block ends; returns once ``ready_url`` answers. Its output is kept in ``log_file``."""
     roots = [str(REPO / root) for root in ("platform", "jobs", "serving", ".")]
     path = os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryFile() as log:
+    with log_file.open("w+b") if log_file else tempfile.TemporaryFile() as log:
         environment = {**os.environ, "PYTHONPATH": path, **environment}
         child = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPO, env=environment)
         try:
@@ -218,7 +218,9 @@ def stub(delay_s: float = 0.0, stream_pause_s: float = 0.0, chunks: int = 1) -> 
 
 
 @contextlib.contextmanager
-def gateway(upstream: str, critic: str | None = None, **sections: Any) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def gateway(
+    upstream: str, critic: str | None = None, log_file: Path | None = None, **sections: Any
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """URL and process of a gateway before ``upstream``, with keys, budgets and metrics on."""
     import hashlib
 
@@ -238,7 +240,7 @@ def gateway(upstream: str, critic: str | None = None, **sections: Any) -> Iterat
         file = Path(folder) / "gateway.yaml"
         file.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "irlops_serving.gateway", "--config", str(file), "--port", str(port)]
-        with process(command, f"http://127.0.0.1:{port}/readyz") as child:
+        with process(command, f"http://127.0.0.1:{port}/readyz", log_file=log_file) as child:
             yield f"http://127.0.0.1:{port}", child
 
 

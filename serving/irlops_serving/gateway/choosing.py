@@ -21,7 +21,7 @@ from irlops_serving.gateway.agreement import BoundedAgreement
 from irlops_serving.gateway.best_of_n import Outcome, Plan
 from irlops_serving.gateway.metrics import Metrics, labelled
 from irlops_serving.gateway.policy import Draft, PolicyClient
-from irlops_serving.gateway.steps import token_rewards
+from irlops_serving.gateway.steps import error_threshold, step_rewards, suspected_first_error, token_rewards
 
 # An answer stands at the end. What is searched is bounded, because clients write solutions too.
 ANSWER_WITHIN_LAST_CHARS = 8_192
@@ -83,14 +83,19 @@ class Chooser:
         # One candidate whose tokens can't be placed does not cost the others their answer.
         spans = self.policy.spans_of(draft) if with_tokens and rewards is not None else None
         tokens = token_rewards(draft.text, spans, rewards, self.plan.gamma) if spans and rewards else None
+        steps = step_rewards(draft.text, spans, rewards) if spans and rewards else None
+        reward = aggregate(rewards, self.plan.aggregation, self.plan.gamma) if rewards else None
         return RerankCandidate(
             index=draft.index,
             text=draft.text,
             answer=find_answer(draft.text, self.answer_rule),
-            reward=aggregate(rewards, self.plan.aggregation, self.plan.gamma) if rewards else None,
+            reward=reward,
             finish_reason=draft.finish_reason,
             num_tokens=len(draft.token_ids),
+            chance=None if reward is None else self.calibration.probability(reward),
             token_rewards=tokens,
+            steps=steps,
+            suspected_first_error=suspected_first_error(steps, error_threshold(self.calibration)) if steps else None,
         )
 
 
@@ -132,6 +137,7 @@ class Choice:
             pair=self.chooser.versions,
             answers=[AnswerVotes(answer=a.answer, votes=a.votes, weight=a.weight) for a in self.selection.answers],
             timings_ms=RerankTimings(sampling=sampling, scoring=scoring, total=total),
+            even_chance_reward=error_threshold(self.chooser.calibration),
             candidates=[self._describe(draft, asked) for draft in self._shown(asked)],
         )
 
@@ -147,7 +153,10 @@ class Choice:
 
     def _describe(self, draft: Draft, asked: RerankRequest) -> RerankCandidate:
         rewards = self.outcome.rewards.get(draft.index)
-        return self.chooser.describe(draft, rewards, with_tokens=asked.return_token_rewards)
+        described = self.chooser.describe(draft, rewards, with_tokens=asked.return_token_rewards)
+        place = next(place for place, one in enumerate(self.outcome.drafts) if one is draft)
+        groups = (group for group, one in enumerate(self.selection.answers) if place in one.members)
+        return described.model_copy(update={"answer_group": next(groups, None)})
 
     def observe(self, metrics: Metrics) -> None:
         """Count what was sampled and chosen."""

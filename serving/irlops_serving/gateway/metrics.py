@@ -91,6 +91,9 @@ class Metrics:
             "irlops_gateway_upstream_ready", "1 when the last probe was fine.", ("upstream",)
         )
         self.in_flight = self._gauge("irlops_gateway_in_flight", "Requests being answered.", ("kind",))
+        self.tasks = self._gauge(
+            "irlops_gateway_tasks", "Asyncio tasks at the last probe; grows without end when one is lost.", ()
+        )
         self.queued = self._gauge("irlops_gateway_queued", "Requests waiting for a place.", ("kind",))
         self.refused = self._counter("irlops_gateway_refused", "Requests refused before any work.", ("reason",))
         self.cancelled = self._counter("irlops_gateway_cancelled", "Requests whose client left.", ())

@@ -46,6 +46,7 @@ class Reloader:
         while True:
             await asyncio.sleep(self._gateway.settings.probe_interval_s)
             await self._gateway.pairs.current.probe()
+            self._gateway.metrics.tasks.set(len(asyncio.all_tasks()))
 
     def look(self) -> None:
         """Look at both files now (also on SIGHUP)."""

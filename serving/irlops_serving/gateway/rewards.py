@@ -71,6 +71,7 @@ async def score_items(request: RewardsRequest, backends: Backends) -> RewardsRes
     return RewardsResponse(
         granularity=request.granularity,
         aggregation=aggregation,
+        even_chance_reward=error_threshold(backends.pair.calibration),
         pair=backends.versions,
         items=items,
         usage=RewardsUsage(
