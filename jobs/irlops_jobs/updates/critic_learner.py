@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from irlops.contracts.jobs import AirlJob
 from irlops_jobs.demonstrations.perturbations import perturb_positives, token_span
 from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.rewards.running import RunningScale
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration
@@ -29,6 +30,7 @@ class CriticLearner:
     def __init__(self, critic: Trainer, policy: Trainer, job: AirlJob, tokenizer: PreTrainedTokenizerBase) -> None:
         self._critic, self._policy, self._job, self._tokenizer = critic, policy, job, tokenizer
         self._replay: list[LabelledQuestion] = []
+        self._scale = RunningScale()
 
     def label(self, questions: Sequence[SampledQuestion], round_index: int, first_index: int) -> list[LabelledQuestion]:
         """Both sides of every question, corruptions included.
@@ -133,6 +135,9 @@ class CriticLearner:
         if self._job.reward.form == "airl":
             logprobs = trace_logprobs(self._policy, groups, micro_batch_tokens=tokens)
             rewards = {key: reward - logprobs[key] for key, reward in rewards.items()}
+        if self._job.reward.normalise == "running":
+            self._scale.add(rewards.values(), self._critic.runtime)
+            rewards = {key: self._scale.apply(reward) for key, reward in rewards.items()}
         return [[rewards[trace.payload] for trace in group.traces] for group in groups]
 
     def judge_branches(self, questions: Sequence[SampledQuestion], round_index: int) -> list[JudgedBranches]:
@@ -145,6 +150,7 @@ class CriticLearner:
             questions,
             num_branches=self._job.policy.branches_per_sample,
             reward_limit=self._job.reward.clip,
+            scale=self._scale if self._job.reward.normalise == "running" else None,
             micro_batch_tokens=self._job.micro_batch_tokens,
             draw=round_index,
         )
@@ -175,10 +181,12 @@ class CriticLearner:
             "replay": [
                 [q.prompt_ids, [[t.solution_ids, t.is_expert_like, t.origin, t.first_error] for t in q.traces]]
                 for q in self._replay
-            ]
+            ],
+            "scale": self._scale.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        self._scale.restore(state["scale"])
         self._replay = [
             LabelledQuestion(tuple(prompt), tuple(LabelledTrace(tuple(ids), *rest) for ids, *rest in traces))
             for prompt, traces in state["replay"]

@@ -20,6 +20,7 @@ from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.branches import BranchBatch
 from irlops_jobs.models.scorers import PolicyScorer
 from irlops_jobs.rewards.advantages import clip_rewards
+from irlops_jobs.rewards.running import RunningScale
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.rollouts.sampling import derive_seed, uniform_draws
@@ -58,6 +59,7 @@ def judge_branches(
     reward_limit: float | None,
     micro_batch_tokens: int,
     draw: int,
+    scale: RunningScale | None = None,
 ) -> list[JudgedBranches]:
     """Draw what the policy might have written instead in each sample, where it doubted most, and ask the critic.
 
@@ -72,7 +74,7 @@ def judge_branches(
     idle = OwnStateDraws(torch.zeros(1), 0.0)
     micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle)
     (num_samples,) = policy.runtime.total(sum(len(group.traces) for group in groups))
-    return [_judge(policy, critic, micro, num_branches, reward_limit, num_samples) for micro in micros]
+    return [_judge(policy, critic, micro, num_branches, reward_limit, scale, num_samples) for micro in micros]
 
 
 def two_action_loss(own_SA: Tensor, other_SA: Tensor, judged: JudgedBranches) -> Tensor:
@@ -98,6 +100,7 @@ def _judge(
     micro: MicroBatch[OwnStateDraws],
     num_branches: int,
     limit: float | None,
+    scale: RunningScale | None,
     num_samples: float,
 ) -> JudgedBranches:
     scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
@@ -105,6 +108,8 @@ def _judge(
     with torch.no_grad():
         batch = scorer.propose(micro.batch, uniform_ST.to(policy.runtime.device), num_branches=num_branches, floor=0.0)
     own_SA, other_SA = critic.forward(batch)
+    if scale:
+        own_SA, other_SA = scale.apply(own_SA), scale.apply(other_SA)
     weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=policy.runtime.device)
     gain_SA = (clip_rewards(own_SA, limit) - clip_rewards(other_SA, limit)) * (batch.branch_weight_SA > 0)
     return JudgedBranches(batch, gain_SA * weight_S[:, None], num_samples)

@@ -161,6 +161,8 @@ class RowNumbers(_Record):
     pass_at_k: dict[int, Estimate]
     selectors: dict[str, dict[int, Estimate]]
     auroc: float | None = None
+    """Of the pair's critic on these samples, which another policy wrote."""
+    auroc_within_question: float | None = None
 
 
 class Evaluation(_Record):
@@ -189,13 +191,15 @@ class Evaluation(_Record):
     calibration: Calibration
     reliability: list[ReliabilityBin]
     first_error: FirstError | None = None
-    """Null when no trace was corrupted."""
+    """Null when no trace was corrupted, and in rows other than the pair's."""
     adaptive: list[SamplingPoint]
     """The stopping rule at rising confidence."""
     fixed: list[SamplingPoint]
     """Weighted majority with the same number of samples for every problem."""
     untrained: RowNumbers | None = None
     """The policy before any training; null when it was not sampled."""
+    transfer: dict[str, RowNumbers] = Field(default_factory=dict)
+    """The pair's critic on other policies' samples, by row; empty in rows other than the pair's."""
     timings_s: dict[str, float] = Field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:

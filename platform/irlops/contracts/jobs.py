@@ -166,7 +166,7 @@ class RewardConfig(Section):
     clip: float | None = Field(default=2.0, gt=0)
     """Token rewards are cut to [-clip, clip]; None leaves them."""
     normalise: Literal["none", "running"] = "none"
-    """``running`` divides by the running standard deviation of the critic's output."""
+    """``running`` centres and scales by mean and standard deviation of all token rewards so far, before clipping."""
 
 
 class PolicyConfig(Section):

@@ -123,8 +123,15 @@ class RerankCandidate(_Body):
     """Aggregated token reward; null when it was not scored."""
     finish_reason: str | None
     num_tokens: int
+    chance: float | None = None
+    """Calibrated chance of being right, 0 to 1: what weighted majority adds up; null when it was not scored."""
+    answer_group: int | None = None
+    """Place in ``answers`` of the answer it gives; null without an answer, and in progress chunks."""
     token_rewards: list[TokenReward] | None = None
     """Null when not asked for, not scored, or when the tokens can't be placed in the text without guessing."""
+    steps: list[StepReward] | None = None
+    """Rewards of its steps; there where ``token_rewards`` are."""
+    suspected_first_error: SuspectedError | None = None
 
 
 class AnswerVotes(_Body):
@@ -162,6 +169,8 @@ class RerankResult(_Body):
     pair: PairVersions
     answers: list[AnswerVotes]
     timings_ms: RerankTimings
+    even_chance_reward: float = 0.0
+    """The reward at which right and wrong are equally likely (the calibration's bias)."""
     candidates: list[RerankCandidate]
 
 
@@ -211,6 +220,8 @@ class RewardsResponse(_Body):
     model: Literal["critic"] = "critic"
     granularity: Literal["token", "step"]
     aggregation: Aggregation
+    even_chance_reward: float = 0.0
+    """The reward at which right and wrong are equally likely (the calibration's bias)."""
     pair: PairVersions
     items: list[ItemRewards]
     usage: RewardsUsage
