@@ -8,6 +8,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# In the order of their cost; `make bench BENCH=gateway_latency` runs one.
+BENCH ?= gateway_latency gateway_throughput gateway_memory
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export VLLM_NO_USAGE_STATS := 1
@@ -35,6 +37,21 @@ $(VENV)/.installed: $(LOCK) pyproject.toml
 
 demo: install ## The whole loop on this machine, in minutes; DEMO_ARGS="--seed 7 --output-dir out" passes options on
 	@$(BIN)/irlops demo $(DEMO_ARGS)
+
+test: lint ## Lint, then all tests, quick ones first; PYTEST_ARGS="tests/unit -k gateway" passes options on
+	@$(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+
+lint: install ## Style, types and import contracts
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --check .; echo "Run: make format"; exit 1; }
+	@report=$$($(BIN)/lint-imports 2>&1) || { echo "$$report"; exit 1; }
+	@$(BIN)/pyright
+
+format: install ## Format, and repair what ruff can
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+bench: install ## Benchmarks (minutes each); BENCH names them
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lock: $(VENV)/.installed ## Resolve the lock again after a change of pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra platform --extra jobs --extra serving \
