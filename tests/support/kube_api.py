@@ -24,6 +24,12 @@ Call = tuple[str, str, str]
 """(verb, group/resource, subresource), as RBAC names them."""
 
 
+BUILT_IN = (
+    ("/api/v1", "namespaces", "Namespace"),
+    ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition"),
+)
+
+
 class KilledError(BaseException):
     """The process is gone; nothing may catch this."""
 
@@ -104,8 +110,11 @@ class KubeApi:
         return getattr(self, f"_{verb}")(kind, name, subresource, params, body, content_type)
 
     def _discover(self, prefix: str) -> Answer:
-        found = [{"name": each.plural, "kind": each.kind, "namespaced": True, "verbs": ["get", "list", "watch", "patch"]}
+        found = [{"name": each.plural, "kind": each.kind, "namespaced": True, "singularName": "", "verbs": ["list", "watch", "patch"]}
                  for each in RESOURCES.values() if each.root == prefix and each.kind in self.kinds]  # fmt: skip
+        # What every cluster has, and every client expects to find.
+        found += [{"name": name, "kind": kind, "namespaced": False, "singularName": "", "verbs": ["list", "watch"]}
+                  for root, name, kind in BUILT_IN if root == prefix]  # fmt: skip
         return Answer(200, {"kind": "APIResourceList", "resources": found}) if found else _refusal(404, "not found")
 
     def _get(self, kind: str, name: str, *_: Any) -> Answer:
@@ -214,7 +223,9 @@ class KubeApi:
         if path == "/api":
             return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
         if path == "/apis":
-            named = sorted({each.api_version for each in served if "/" in each.api_version})
+            named = sorted(
+                {each.api_version for each in served if "/" in each.api_version} | {"apiextensions.k8s.io/v1"}
+            )
             groups = [
                 {"name": version.partition("/")[0], "versions": [entry], "preferredVersion": entry}
                 for version in named

@@ -77,7 +77,8 @@ class MemoryRegistry:
         uri = f"pvc://tiny-state/{run_name}"
         metrics = {"critic.auroc": 0.8, "pass_at_k.1": 0.5}
         pair = RegisteredPair(version, version, f"{uri}/policy", f"{uri}/critic", "sha256:a", "sha256:a", run_name)
-        pair = replace(pair, evaluation=EvaluationSummary(dataset="arithmetic", metrics=metrics), **changes)
+        defaults = {"evaluation": EvaluationSummary(dataset="arithmetic", metrics=metrics)}
+        pair = replace(pair, **(defaults | changes))
         self.pairs[version] = pair
         return pair
 

@@ -81,7 +81,7 @@ async def run_operator(settings: OperatorSettings, stop: asyncio.Event) -> None:
         reconciler = Reconciler(api, eyes, registry, settings, metrics, owner=controller.gateway_owner)
         async with _answering(settings, metrics, controller):
             try:
-                await _lead(leader, metrics, stop, lambda: controller.run(reconciler, login))
+                await _lead(leader, metrics, stop, lambda: controller.run(reconciler, login, stop))
             finally:
                 metrics.is_leader.set(0)
                 await leader.step_down()

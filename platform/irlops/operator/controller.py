@@ -67,14 +67,14 @@ class Controller:
         asking = [(not one.has_pair, one.created_at, name) for name, one in self._known.items() if one.serves]
         return min(asking)[2] if asking else None
 
-    async def run(self, reconciler: Reconciler, connection: kopf.ConnectionInfo) -> None:
-        """Until it is cancelled."""
+    async def run(self, reconciler: Reconciler, connection: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
+        """Until it is cancelled; sets ``stop`` when kopf was told to stop, as it takes the process's signals."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._settings.workers):
                 tasks.create_task(self._work(reconciler))
             tasks.create_task(self._poll_registry())
             tasks.create_task(self._resync())
-            tasks.create_task(self._watch(connection))
+            tasks.create_task(self._watch(connection, stop))
 
     async def seen_pipeline(self, kind: str | None, body: Mapping[str, Any]) -> None:
         """A watch told of a pipeline; our own status writes are no news."""
@@ -149,17 +149,18 @@ class Controller:
             for name in list(self._known):
                 await self.queue.add(name, random.uniform(0, self._settings.resync_s))  # noqa: S311 - only spreads load
 
-    async def _watch(self, connection: kopf.ConnectionInfo) -> None:
+    async def _watch(self, connection: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
         """kopf's watches, begun anew when a kind appears that wasn't there."""
         while True:
             missing = await self._missing_kinds()
-            stop, watching = asyncio.Event(), asyncio.create_task(self._kopf(connection))
-            appearing = asyncio.create_task(self._appearing(missing, stop))
+            watching = asyncio.create_task(self._kopf(connection))
+            appearing = asyncio.create_task(self._appearing(missing))
             try:
                 await asyncio.wait({watching, appearing}, return_when=asyncio.FIRST_COMPLETED)
                 if watching.done():
                     watching.result()
-                    raise RuntimeError("The watches ended; the operator starts anew.")
+                    stop.set()
+                    return
                 _log.info("A kind appeared that was missing (%s); the watches start anew.", ", ".join(missing))
             finally:
                 for task in (watching, appearing):
@@ -178,8 +179,8 @@ class Controller:
             _log.warning("This cluster has no %s; they are looked for every minute.", " and no ".join(missing))
         return missing
 
-    async def _appearing(self, missing: list[str], stop: asyncio.Event) -> None:
-        while not stop.is_set():
+    async def _appearing(self, missing: list[str]) -> None:
+        while True:
             await asyncio.sleep(KINDS_LOOK_S)
             if missing and await self._missing_kinds() != missing:
                 return

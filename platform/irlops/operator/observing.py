@@ -56,7 +56,8 @@ class Eyes:
             spec = PipelineSpec.model_validate(pipeline.get("spec"))
         except ValidationError:
             return Observed(pipeline, now)  # reconcile says what is wrong with it
-        is_open = decision_on(status, run_id(pipeline, spec), pipeline["metadata"].get("generation", 1)) is None
+        run = run_id(pipeline, spec)
+        is_open = decision_on(status, run, pipeline["metadata"].get("generation", 1)) is None
         serves = spec.serving is not None and gateway_owner == pipeline["metadata"]["name"]
         jobs, missing_kinds = await self._jobs(pipeline) if is_open else ([], [])
         services, unserved_kinds = await self._services(pipeline) if serves or status.pairs is not None else ([], [])
@@ -66,7 +67,7 @@ class Eyes:
             jobs=jobs,
             pods=await self._pods(jobs),
             services=services,
-            missing_claims=await self._missing_claims(pipeline, spec) if is_open and not jobs else [],
+            missing_claims=await self._missing_claims(pipeline, spec) if is_open and not _has_begun(jobs, run) else [],
             missing_kinds=[*missing_kinds, *unserved_kinds],
             registry=await self._registry_view(pipeline, spec, status, jobs, is_open=is_open, serves=serves),
             pair_config=await self.api.get(CONFIGMAP, self.settings.gateway_pair_config_map) if serves else None,
@@ -144,6 +145,10 @@ def _whole(registry: Registry, version: int) -> RegisteredPair | None:
         return registry.pair(version)
     except PairError:
         return None  # deleted since; what serves needs no look at it
+
+
+def _has_begun(jobs: Sequence[Body], run: str) -> bool:
+    return any(job["metadata"].get("labels", {}).get(RUN_LABEL) == run for job in jobs)
 
 
 def _is_moving(status: PipelineStatus) -> bool:
