@@ -22,10 +22,16 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         return [_adamw([parameter for _, parameter in named], config)]
     matrices = [parameter for name, parameter in named if _is_hidden_matrix(name, parameter)]
     others = [parameter for name, parameter in named if not _is_hidden_matrix(name, parameter)]
-    muon = torch.optim.Muon(
-        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, _adamw(others, config)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    if others:  # low-rank adapters are matrices and nothing else
+        optimizers.append(_adamw(others, config))
+    return optimizers
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:

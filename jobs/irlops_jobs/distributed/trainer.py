@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -103,6 +103,7 @@ def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
             if type(module).__name__.endswith("DecoderLayer"):
                 fully_shard(module)
         fully_shard(scorer)
+        register_fsdp_forward_method(scorer, "propose")  # a policy's other pass; without it the weights stay sharded
         return scorer
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
     return DistributedDataParallel(scorer, device_ids=device_ids, forward_sync_buffers=False)

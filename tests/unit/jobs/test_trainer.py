@@ -66,6 +66,12 @@ def test_muon_trains_hidden_matrices_and_leaves_the_rest_to_adamw():
     assert sum(len(group["params"]) for group in adamw.param_groups) == 3
 
 
+def test_muon_alone_trains_what_is_nothing_but_hidden_matrices():
+    model = torch.nn.Linear(4, 4, bias=False)
+    [muon] = Trainer(model, OptimizerConfig(name="muon", learning_rate=0.01), ALONE, num_steps=1).optimizers
+    assert isinstance(muon, torch.optim.Muon)
+
+
 def test_passes_hold_at_most_the_tokens_asked_for_and_every_trace_once():
     groups = [Group((1,) * 5, [Trace((2,) * n, (n, i)) for i in range(3)]) for n in (3, 10, 4, 9)]
     batches = plan(groups, max_tokens=80, runtime=ALONE, idle=None)
