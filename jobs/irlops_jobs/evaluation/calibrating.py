@@ -23,12 +23,12 @@ def fit_calibration(dev: SampleTable, gamma: float = 0.9) -> Calibration:
     All right, all wrong or no spread of rewards leaves the aggregation at ``mean`` and gives everyone the base rate.
     """
     aggregation = max(AGGREGATIONS, key=lambda name: _auroc(dev, name))
-    temperature, bias = fit_temperature(dev.reward_PN(aggregation), dev.right_PN)
+    temperature, bias = fit_temperature(dev.reward_by(aggregation), dev.right_PN)
     return Calibration(aggregation=aggregation, gamma=gamma, temperature=temperature, bias=bias)
 
 
 def _auroc(dev: SampleTable, aggregation: Aggregation) -> float:
-    reward_PN = dev.reward_PN(aggregation)
+    reward_PN = dev.reward_by(aggregation)
     known = ~np.isnan(reward_PN)
     value = weighted_auroc(reward_PN[known], dev.right_PN[known], np.ones((1, int(known.sum()))))[0]
     return 0.5 if np.isnan(value) else float(value)
@@ -74,9 +74,8 @@ class Reliability:
         place_PN = np.clip((np.where(known, probability_PN, 0.0) * num_bins).astype(int), 0, num_bins - 1)
         sums = np.zeros((len(probability_PN), num_bins, 3))
         problem = np.broadcast_to(np.arange(len(probability_PN))[:, None], probability_PN.shape)[known]
-        np.add.at(sums, (problem, place_PN[known], 0), 1.0)
-        np.add.at(sums, (problem, place_PN[known], 1), probability_PN[known])
-        np.add.at(sums, (problem, place_PN[known], 2), right_PN[known])
+        for column, values in enumerate((np.ones(len(problem)), probability_PN[known], right_PN[known])):
+            np.add.at(sums[..., column], (problem, place_PN[known]), values)
         return cls(sums)
 
     def ece(self, bootstrap: Bootstrap) -> Estimate:

@@ -31,8 +31,7 @@ LOGPROB_RULE = "lowest"
 def _before_mean(values_T: Floats) -> Floats:
     """Mean of all tokens before each one; for the first one the mean of the trace."""
     sums = np.cumsum(values_T)
-    before = np.concatenate(([values_T.mean()], sums[:-1] / np.arange(1, len(values_T))))
-    return before
+    return np.concatenate(([values_T.mean()], sums[:-1] / np.arange(1, len(values_T))))
 
 
 def _suffix_sums(values_T: Floats) -> Floats:

@@ -31,7 +31,7 @@ class SampleTable:
 
     Example:
         Two samples of one problem, "#### 5" (right, rewards 1 and 3) and nothing: ``right_PN = [[True, False]]``,
-        ``answer_class_PN = [[0, -1]]``, ``reward_PN("mean") = [[2.0, nan]]``.
+        ``answer_class_PN = [[0, -1]]``, ``reward_by("mean") = [[2.0, nan]]``.
     """
 
     right_PN: Booleans
@@ -83,8 +83,8 @@ class SampleTable:
     def samples_per_problem(self) -> int:
         return self.right_PN.shape[1]
 
-    def reward_PN(self, aggregation: Aggregation) -> Floats:
-        """Rewards by one aggregation; NaN for empty completions."""
+    def reward_by(self, aggregation: Aggregation) -> Floats:
+        """(P, N) rewards by one aggregation; NaN for empty completions."""
         return self.rewards_by_aggregation[aggregation]
 
     def candidates(self, problem: int, aggregation: Aggregation) -> list[Candidate]:
@@ -92,7 +92,7 @@ class SampleTable:
 
         Every aggregation of one token is that token, so selection chooses as it would from all tokens.
         """
-        reward_N = self.reward_PN(aggregation)[problem]
+        reward_N = self.reward_by(aggregation)[problem]
         return [
             Candidate(
                 answer=None if answer < 0 else str(answer),
@@ -109,9 +109,9 @@ class SampleTable:
             )
         ]
 
-    def probability_PN(self, calibration: Calibration) -> Floats:
-        """Calibrated chances of being right; NaN for empty completions."""
-        return sigmoid((self.reward_PN(calibration.aggregation) - calibration.bias) / calibration.temperature)
+    def chance_of_being_right(self, calibration: Calibration) -> Floats:
+        """(P, N) calibrated chances; NaN for empty completions."""
+        return sigmoid((self.reward_by(calibration.aggregation) - calibration.bias) / calibration.temperature)
 
 
 def sigmoid(values: Floats) -> Floats:

@@ -11,6 +11,7 @@ from irlops.selection.candidates import Candidate
 from irlops.selection.selectors import Agree, group_answers, probability_of, reward_of
 
 DEFAULT_CONFIDENCE = 0.95
+FEWEST_CANDIDATES = 2
 PRIOR_LOG_ODDS_AGAINST_NEW = math.log(4.0)
 """Two different answers that nobody repeats are worth nothing; an answer needs support beyond this to count as known."""
 
@@ -25,14 +26,17 @@ def leading_confidence(
     with good rewards share becomes certain quickly, and one that rewards speak against does not, however often it comes up.
     The confidence is the leading answer's share of exp(evidence), an unseen answer included.
     """
-    evidence = [_evidence(candidate, calibration) for candidate in candidates]
-    answers = group_answers(candidates, evidence, agree)
-    if not answers:
+    evidence = [evidence_of(candidate, calibration) for candidate in candidates]
+    return share_of_leader([one.weight for one in group_answers(candidates, evidence, agree)])
+
+
+def share_of_leader(evidence_by_answer: Sequence[float]) -> float:
+    """The best answer's part of exp(evidence), an answer that nobody gave yet included; 0 without any answer."""
+    if not evidence_by_answer:
         return 0.0
-    scores = [one.weight for one in answers] + [PRIOR_LOG_ODDS_AGAINST_NEW]
+    scores = [*evidence_by_answer, PRIOR_LOG_ODDS_AGAINST_NEW]
     top = max(scores)
-    shares = [math.exp(score - top) for score in scores]
-    return shares[0] / sum(shares)
+    return math.exp(max(evidence_by_answer) - top) / sum(math.exp(score - top) for score in scores)
 
 
 def is_settled(
@@ -42,10 +46,11 @@ def is_settled(
     agree: Agree = answers_agree,
 ) -> bool:
     """Whether to stop sampling: the leading answer is at least this sure. Two candidates are the fewest that settle."""
-    return len(candidates) >= 2 and leading_confidence(candidates, calibration, agree) >= confidence
+    return len(candidates) >= FEWEST_CANDIDATES and leading_confidence(candidates, calibration, agree) >= confidence
 
 
-def _evidence(candidate: Candidate, calibration: Calibration) -> float:
+def evidence_of(candidate: Candidate, calibration: Calibration) -> float:
+    """What one candidate says for its own answer, nats."""
     if reward_of(candidate, calibration) == -math.inf:
         return math.log(2.0)
     probability = min(max(probability_of(candidate, calibration), 0.02), 0.98)

@@ -1,0 +1,184 @@
+"""Publishes an evaluation: files in the run's folder, the critic's calibration, MLflow, and a table for the log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from irlops.contracts.evaluation import Calibration, DatasetFacts, Estimate, Evaluation
+from irlops.contracts.jobs import EvaluateJob
+from irlops.contracts.pair import summarise_evaluation
+from irlops.errors import StorageError
+from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem
+from irlops_jobs.evaluation.first_error import localise
+from irlops_jobs.evaluation.measure import Measured, calibrate, compare, measure
+from irlops_jobs.session import Session
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def publish_evaluations(
+    session: Session,
+    job: EvaluateJob,
+    *,
+    dev: Sequence[ScoredProblem],
+    rows: Mapping[str, Sequence[ScoredProblem]],
+    corrupted: Sequence[CorruptedTrace],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Evaluation]:
+    """Measure every row and publish it; called by the first process only.
+
+    Leaves in ``<run>/evaluation/``: ``evaluation.json`` (the pair's row), ``evaluation-<row>.json`` for each row,
+    ``calibration.json``, ``report.html`` and pictures. ``calibration.json`` goes into the critic's folder too when that
+    is a run's of this state directory.
+
+    Args:
+        dev: Held-out problems on which the critic is calibrated.
+        rows: Test problems by row, ``job.row`` among them.
+        corrupted: Expert test solutions with a known error.
+    Returns:
+        Evaluations by row.
+    Raises:
+        DataError: no problem, or broken numbers.
+        StorageError: the disk is full.
+    """
+    started = time.monotonic()
+    calibration = calibrate(dev, seed=job.seed)
+    measured = _measure_all(session, job, calibration, rows, corrupted)
+    timings = {"sampling": started - session.started_at, "measuring": time.monotonic() - started}
+    pair_row = compare(measured[job.row], {name: one for name, one in measured.items() if name != job.row})
+    evaluations = {
+        name: _described(session, job, name, pair_row if name == job.row else one.evaluation, timings)
+        for name, one in measured.items()
+    }
+    folder = session.run_dir / "evaluation"
+    for name, evaluation in evaluations.items():
+        _write_json(folder / f"evaluation-{name}.json", evaluation.body())
+    _write_json(folder / "evaluation.json", evaluations[job.row].body())
+    for place in (folder, _own_critic_folder(session, job)):
+        if place is not None:
+            _write_json(place / CALIBRATION_FILE, calibration.model_dump(mode="json", by_alias=True))
+    _track(session, job, evaluations, folder)
+    for line in table_lines(evaluations, job.row):
+        session.say(line)
+    session.say(f"measured in {time.monotonic() - started:.1f} s: {folder / 'evaluation.json'}")
+    return evaluations
+
+
+def table_lines(evaluations: Mapping[str, Evaluation], pair_row: str) -> list[str]:
+    """Rows as a compact table for a log; the pair's row is last, all numbers but AUROC in percent."""
+    names = sorted(evaluations, key=lambda name: name == pair_row)
+    num = evaluations[pair_row].samples_per_problem
+    header = (
+        f"{'':<12}{'pass@1':>14}{'reward@' + str(num):>12}{'majority':>10}{'weighted':>10}{'adaptive':>15}{'AUROC':>8}"
+    )
+    return [header, *(_line(name, evaluations[name]) for name in names)]
+
+
+def _line(name: str, evaluation: Evaluation) -> str:
+    chosen = {selector: _percent(by_k[1]) for selector, by_k in evaluation.selectors.items()}
+    point = next(
+        (p for p in evaluation.adaptive if p.confidence == evaluation.calibration.stop_confidence),
+        evaluation.adaptive[-1],
+    )
+    alone = evaluation.pass_at_k[1]
+    spread = "" if alone.ci95 is None else f" ±{50 * (alone.ci95[1] - alone.ci95[0]):.1f}"
+    area = "-" if evaluation.critic.auroc is None else f"{evaluation.critic.auroc:.3f}"
+    adaptive = f"{100 * point.accuracy:.1f} at {point.mean_samples:.1f}"
+    return (
+        f"{name:<12}{_percent(alone) + spread:>14}{chosen['reward']:>12}{chosen['majority']:>10}"
+        f"{chosen['weighted_majority']:>10}{adaptive:>15}{area:>8}"
+    )
+
+
+def _percent(estimate: Estimate) -> str:
+    return "-" if estimate.mean is None else f"{100 * estimate.mean:.1f}"
+
+
+def _measure_all(
+    session: Session,
+    job: EvaluateJob,
+    calibration: Calibration,
+    rows: Mapping[str, Sequence[ScoredProblem]],
+    corrupted: Sequence[CorruptedTrace],
+) -> dict[str, Measured]:
+    data = session.demonstrations
+    dataset = DatasetFacts(name=data.name, digest=data.digests["test"], num_problems=len(data.test))
+    first_error = localise(corrupted, seed=job.seed, num_resamples=job.bootstrap_resamples)
+    measured: dict[str, Measured] = {}
+    for name, problems in rows.items():
+        session.say(f"{job.run_name}: measuring {name}, {len(problems)} problems")
+        measured[name] = measure(
+            problems,
+            calibration,
+            row=name,
+            dataset=dataset,
+            seed=job.seed,
+            num_resamples=job.bootstrap_resamples,
+            # The critic's own number, and its baseline is the pair's policy: it belongs to no other row.
+            first_error=first_error if name == job.row else None,
+        )
+    return measured
+
+
+def _described(
+    session: Session, job: EvaluateJob, name: str, evaluation: Evaluation, timings_s: dict[str, float]
+) -> Evaluation:
+    """With what was evaluated and how."""
+    policy_from = job.model.policy_from if name == job.row else job.compare[name]
+    rollouts = job.rollouts
+    return evaluation.model_copy(
+        update={
+            "pair": {
+                "policy": policy_from or f"preset {job.model.preset}, untrained",
+                "critic": job.model.critic_from,
+                "lineage": _lineage(session, policy_from),
+            },
+            "sampling": {
+                "engine": rollouts.engine,
+                "temperature": rollouts.temperature,
+                "top_p": rollouts.top_p,
+                "max_new_tokens": rollouts.max_new_tokens,
+            },
+            "timings_s": {part: round(seconds, 2) for part, seconds in timings_s.items()},
+        }
+    )
+
+
+def _lineage(session: Session, policy_from: str | None) -> dict[str, Any] | None:
+    """What the policy's run said of itself, when it did."""
+    file = session.environment.state_dir / (policy_from or "") / "lineage.json"
+    return json.loads(file.read_text(encoding="utf-8")) if policy_from and file.is_file() else None
+
+
+def _own_critic_folder(session: Session, job: EvaluateJob) -> Path | None:
+    """The critic's folder when a run of this state directory made it; nobody else's folder is written to."""
+    critic_from = Path(job.model.critic_from or "/")
+    return None if critic_from.is_absolute() else session.environment.state_dir / critic_from
+
+
+def _track(session: Session, job: EvaluateJob, evaluations: Mapping[str, Evaluation], folder: Path) -> None:
+    """Numbers as metrics (``airl/critic.auroc``), files as artifacts under ``evaluation/``."""
+    for name, evaluation in evaluations.items():
+        metrics = summarise_evaluation(evaluation.body()).metrics
+        session.tracking.log_metrics({f"{name}/{metric}": value for metric, value in metrics.items()}, step=0)
+    session.tracking.set_tags(
+        {"evaluated_policy": str(job.model.policy_from), "evaluated_critic": str(job.model.critic_from)}
+    )
+    session.tracking.log_artifact(folder, "evaluation")
+
+
+def _write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} can't be written: {error}. Free space and start the evaluation again.") from error
