@@ -149,7 +149,9 @@ def tell(program: Program, rng: random.Random) -> tuple[str, str, str]:
     for day, step in zip(DAYS, program.steps, strict=False):
         telling = TELLERS[step.kind](step, amount, container)
         sentences.append(f"{day} she {telling.sentence}.")
-        lines.append(f"{day}: " + ", ".join(f"{expr}=<<{expr}={result}>>{result}" for expr, result in telling.equations))
+        lines.append(
+            f"{day}: " + ", ".join(f"{expr}=<<{expr}={result}>>{result}" for expr, result in telling.equations)
+        )
         amount = telling.amount
     question = " ".join([*sentences, f"How many {thing} are left?"])
     return question, "\n".join([*lines, f"#### {amount}"]), str(amount)

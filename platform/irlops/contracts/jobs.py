@@ -84,7 +84,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _added_layers_exist(self) -> ModelConfig:
         if self.critic_trains == "added_layers" and self.critic_extra_layers == 0:
-            raise ValueError("critic_trains: added_layers needs critic_extra_layers of 1 or more; there is nothing else.")
+            raise ValueError(
+                "critic_trains: added_layers needs critic_extra_layers of 1 or more; there is nothing else."
+            )
         return self
 
 
