@@ -108,13 +108,13 @@ def select(
     order = _order(candidates, selector, calibration, answers)
     chosen = next((one for one in answers if order[0] in one.members), None)
     total = sum(one.weight for one in answers)
-    second = answers[1].weight if len(answers) > 1 else 0.0
+    first, second = (*(one.weight for one in answers[:2]), 0.0, 0.0)[:2]
     return Selection(
         index=order[0],
         order=order,
         answers=answers,
         agreement=chosen.votes / num if chosen else 0.0,
-        margin=(answers[0].weight - second) / total if total > 0 else 0.0,
+        margin=(first - second) / total if total > 0 else 0.0,
         explanation=_explain(selector, order[0], chosen, answers, num),
     )
 
