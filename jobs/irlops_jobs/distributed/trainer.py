@@ -103,7 +103,8 @@ def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
             if type(module).__name__.endswith("DecoderLayer"):
                 fully_shard(module)
         fully_shard(scorer)
-        register_fsdp_forward_method(scorer, "propose")  # a policy's other pass; without it the weights stay sharded
+        if hasattr(scorer, "propose"):  # a policy's other pass; without this the weights stay sharded in it
+            register_fsdp_forward_method(scorer, "propose")
         return scorer
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
     return DistributedDataParallel(scorer, device_ids=device_ids, forward_sync_buffers=False)
