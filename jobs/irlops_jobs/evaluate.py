@@ -58,9 +58,19 @@ def evaluate(job: EvaluateJob, environment: JobEnvironment) -> None:
             )
             policy = judge.policy if row == job.row else judge.load_policy(policy_from)
             rows[row] = judge.solve(policy, data.test, "test")
-        corrupted = judge.corrupted_traces(data.test)
+        session.say(f"{job.run_name}: looking for the known first error of {job.num_corrupted} corrupted solutions")
+        # How token rewards become a guess is chosen on dev problems, and judged on test problems.
+        corrupted_dev, corrupted = judge.corrupted_traces(data.dev), judge.corrupted_traces(data.test)
         if session.runtime.is_main:
-            publish_evaluations(session, job, dev=dev, rows=rows, corrupted=corrupted, tokenizer=judge.tokenizer)
+            publish_evaluations(
+                session,
+                job,
+                dev=dev,
+                rows=rows,
+                corrupted_dev=corrupted_dev,
+                corrupted=corrupted,
+                tokenizer=judge.tokenizer,
+            )
         session.runtime.barrier()
 
 
@@ -124,6 +134,7 @@ class Judge:
             token_logprobs=sample.logprobs,
             truncated=sample.truncated,
             answer_span=answer_span(self.tokenizer, sample.token_ids),
+            token_ids=sample.token_ids,
         )
 
     def _score(
@@ -164,6 +175,7 @@ class Judge:
                     first_error_start=span[0],
                     first_error_end=span[1],
                     num_tokens=len(ids),
+                    token_ids=ids,
                 )
                 for key, (_, ids, span) in enumerate(cases)
             ]

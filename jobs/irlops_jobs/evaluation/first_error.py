@@ -8,14 +8,18 @@ A rule turns the numbers of a trace's tokens into one guessed token:
     change       the token from which on the numbers fit "wrong" best, and before it "right": with log-odds as numbers, the
                  most likely change point, argmin over t of the sum of (number - trace's mean) from t on
 
+    first_low    the first token nearer to the trace's lowest number than to its mean: what follows an error often reads worse
+
 Ties go to the earliest. A guess is a hit when it is one of the corrupted tokens (``first_error_start`` to
 ``first_error_end``), so the chance of a random guess is their number over the trace's; its mean is exact, not drawn.
-One rule stands for all traces of an evaluation. Which one is chosen without the traces it is judged on: see RULE.
+One rule stands for all traces of an evaluation, the best one on corrupted dev solutions (``choose_rules``); rewards and
+log-probabilities each get the rule that suits them, so that the baseline is as strong as it can be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,8 +28,7 @@ from irlops_jobs.evaluation.bootstrap import Bootstrap
 from irlops_jobs.evaluation.carriers import CorruptedTrace, check_corrupted
 from irlops_jobs.evaluation.table import Floats
 
-RULE = "drop"
-LOGPROB_RULE = "lowest"
+DEFAULT_RULE = "lowest"
 
 
 def _before_mean(values_T: Floats) -> Floats:
@@ -43,6 +46,7 @@ _RULES: dict[str, Callable[[Floats], Floats]] = {
     "drop": lambda values_T: values_T - np.concatenate(([values_T.mean()], values_T[:-1])),
     "below_mean": lambda values_T: values_T - _before_mean(values_T),
     "change": _suffix_sums,
+    "first_low": lambda values_T: np.where(values_T <= (values_T.min() + values_T.mean()) / 2, -1.0, 0.0),
 }
 RULES = tuple(_RULES)
 
@@ -52,20 +56,50 @@ def guess_first_error(token_numbers: Sequence[float], rule: str) -> int:
     return int(np.argmin(_RULES[rule](np.asarray(token_numbers, np.float64))))
 
 
-def localise(traces: Sequence[CorruptedTrace], *, seed: int, num_resamples: int = 1000) -> FirstError | None:
+@dataclass(frozen=True)
+class ChosenRules:
+    """The rule for each kind of number. Example: ``ChosenRules(reward="lowest", logprob="drop")``."""
+
+    reward: str = DEFAULT_RULE
+    logprob: str = DEFAULT_RULE
+
+
+def choose_rules(dev: Sequence[CorruptedTrace]) -> ChosenRules:
+    """The rules with the most hits on dev solutions; the first of equals, and the default without any solution.
+
+    Raises:
+        DataError: a trace lacks numbers or has NaN.
+    """
+    check_corrupted(dev)
+    usable = [trace for trace in dev if _has_error(trace)]
+    if not usable:
+        return ChosenRules()
+    reward = _hits([trace.token_rewards for trace in usable], usable)
+    logprob = _hits([trace.token_logprobs for trace in usable], usable)
+    return ChosenRules(
+        reward=max(RULES, key=lambda rule: reward[rule].sum()), logprob=max(RULES, key=lambda rule: logprob[rule].sum())
+    )
+
+
+def localise(
+    traces: Sequence[CorruptedTrace], *, rules: ChosenRules | None = None, seed: int, num_resamples: int = 1000
+) -> FirstError | None:
     """Hit@1 of the rewards and of the policy's log-probabilities beside exact chance; None without any trace.
 
+    Args:
+        rules: Chosen on other traces than these.
     Raises:
         DataError: a trace lacks numbers or has NaN.
     """
     if not traces:
         return None
     check_corrupted(traces)
+    rules = rules or ChosenRules()
     usable = [trace for trace in traces if _has_error(trace)]
     num_excluded = len(traces) - len(usable)
     if not usable:
         return FirstError(
-            hit_at_1=None, chance=None, num_traces=0, rule=RULE, logprob_hit_at_1=None, logprob_rule=LOGPROB_RULE,
+            hit_at_1=None, chance=None, num_traces=0, rule=rules.reward, logprob_hit_at_1=None, logprob_rule=rules.logprob,
             num_excluded=num_excluded,
         )  # fmt: skip
     bootstrap = Bootstrap.of(len(usable), seed=seed, num_resamples=num_resamples)
@@ -73,16 +107,16 @@ def localise(traces: Sequence[CorruptedTrace], *, seed: int, num_resamples: int 
         _hits([t.token_rewards for t in usable], usable),
         _hits([t.token_logprobs for t in usable], usable),
     )
-    headline, baseline = bootstrap.mean(reward[RULE]), bootstrap.mean(logprob[LOGPROB_RULE])
+    headline, baseline = bootstrap.mean(reward[rules.reward]), bootstrap.mean(logprob[rules.logprob])
     return FirstError(
         hit_at_1=headline.mean,
         ci95=headline.ci95,
         chance=float(np.mean([(t.first_error_end - t.first_error_start) / t.num_tokens for t in usable])),
         num_traces=len(usable),
-        rule=RULE,
+        rule=rules.reward,
         logprob_hit_at_1=baseline.mean,
         logprob_ci95=baseline.ci95,
-        logprob_rule=LOGPROB_RULE,
+        logprob_rule=rules.logprob,
         num_excluded=num_excluded,
         by_rule={r: {"reward": float(reward[r].mean()), "logprob": float(logprob[r].mean())} for r in RULES},
     )

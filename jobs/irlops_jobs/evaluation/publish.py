@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from irlops.contracts.evaluation import Calibration, DatasetFacts, Estimate, Evaluation
+from irlops.contracts.evaluation import Calibration, DatasetFacts, Estimate, Evaluation, FirstError
 from irlops.contracts.jobs import EvaluateJob
 from irlops.contracts.pair import summarise_evaluation
 from irlops.errors import StorageError
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem
-from irlops_jobs.evaluation.first_error import localise
+from irlops_jobs.evaluation.first_error import choose_rules, localise
 from irlops_jobs.evaluation.measure import Measured, calibrate, compare, measure
 from irlops_jobs.session import Session
 
@@ -28,6 +28,7 @@ def publish_evaluations(
     *,
     dev: Sequence[ScoredProblem],
     rows: Mapping[str, Sequence[ScoredProblem]],
+    corrupted_dev: Sequence[CorruptedTrace],
     corrupted: Sequence[CorruptedTrace],
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Evaluation]:
@@ -40,6 +41,7 @@ def publish_evaluations(
     Args:
         dev: Held-out problems on which the critic is calibrated.
         rows: Test problems by row, ``job.row`` among them.
+        corrupted_dev: Expert dev solutions with a known error, to choose how it is looked for.
         corrupted: Expert test solutions with a known error.
     Returns:
         Evaluations by row.
@@ -49,7 +51,10 @@ def publish_evaluations(
     """
     started = time.monotonic()
     calibration = calibrate(dev, seed=job.seed)
-    measured = _measure_all(session, job, calibration, rows, corrupted)
+    first_error = localise(
+        corrupted, rules=choose_rules(corrupted_dev), seed=job.seed, num_resamples=job.bootstrap_resamples
+    )
+    measured = _measure_all(session, job, calibration, rows, first_error)
     timings = {"sampling": started - session.started_at, "measuring": time.monotonic() - started}
     pair_row = compare(measured[job.row], {name: one for name, one in measured.items() if name != job.row})
     evaluations = {
@@ -105,11 +110,10 @@ def _measure_all(
     job: EvaluateJob,
     calibration: Calibration,
     rows: Mapping[str, Sequence[ScoredProblem]],
-    corrupted: Sequence[CorruptedTrace],
+    first_error: FirstError | None,
 ) -> dict[str, Measured]:
     data = session.demonstrations
     dataset = DatasetFacts(name=data.name, digest=data.digests["test"], num_problems=len(data.test))
-    first_error = localise(corrupted, seed=job.seed, num_resamples=job.bootstrap_resamples)
     measured: dict[str, Measured] = {}
     for name, problems in rows.items():
         session.say(f"{job.run_name}: measuring {name}, {len(problems)} problems")
