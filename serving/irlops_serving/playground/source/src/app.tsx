@@ -49,6 +49,7 @@ export function App() {
 
   const start = (asked: Question) =>
     working(async (signal) => {
+      const before = run;
       setRun({ asked, candidates: [], sampled: 0, scored: 0, result: null });
       const result = await ask(asked, key.trim(), signal, (progress) =>
         setRun((old) => ({
@@ -57,7 +58,11 @@ export function App() {
           scored: progress.candidates_scored,
           candidates: progress.candidate ? [...old!.candidates, progress.candidate] : old!.candidates,
         })),
-      );
+      ).catch((error: unknown) => {
+        // A refusal does not take away what is on the page; candidates that came before a break stay.
+        setRun((old) => (old?.candidates.length ? old : before));
+        throw error;
+      });
       setRun((old) => ({ ...old!, result, candidates: result.candidates }));
     });
 

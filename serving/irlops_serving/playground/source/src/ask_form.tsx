@@ -1,3 +1,4 @@
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { SELECTORS } from "./selection";
 import type { Aggregation, Question, Selector } from "./types";
@@ -83,21 +84,29 @@ export function AskForm(props: FormProps & { start: (question: Question) => void
         </label>
         <NumberField name="Temperature" value={temperature} set={setTemperature} min={0} max={2} step={0.1} />
         <NumberField name="Most tokens each" value={maxTokens} set={setMaxTokens} min={1} max={32768} step={1} />
+      </div>
+      <Buttons name="Ask" busy={props.busy} stop={props.stop}>
         <label class="check">
           <input
             type="checkbox"
             checked={adaptive}
             onChange={(event) => setAdaptive(event.currentTarget.checked)}
           />
-          <span>Stop when settled</span>
+          <span>Stop sampling when the answer is settled</span>
         </label>
-      </div>
-      <Buttons name="Ask" busy={props.busy} stop={props.stop} />
+      </Buttons>
     </form>
   );
 }
 
-export function Buttons({ name, busy, stop }: { name: string; busy: boolean; stop: () => void }) {
+interface ButtonsProps {
+  name: string;
+  busy: boolean;
+  stop: () => void;
+  children?: ComponentChildren;
+}
+
+export function Buttons({ name, busy, stop, children }: ButtonsProps) {
   return (
     <div class="buttons">
       <button class="main" type="submit" disabled={busy}>
@@ -109,6 +118,7 @@ export function Buttons({ name, busy, stop }: { name: string; busy: boolean; sto
         </button>
       )}
       <span class="hint">Ctrl + Enter sends</span>
+      {children}
     </div>
   );
 }

@@ -16,7 +16,7 @@ export function Comparison({ candidates, view, choose }: ComparisonProps) {
     <section class="card" aria-labelledby="comparison-title">
       <h2 id="comparison-title">Other selectors, fewer candidates</h2>
       <p class="hint">Recomputed from these candidates, nothing is sampled again. Choose a cell to see its order.</p>
-      <div class="scroll" role="region" aria-labelledby="comparison-title" tabIndex={0}>
+      <div class="scroll" role="region" aria-label="Choice of each selector by N" tabIndex={0}>
         <table>
           <thead>
             <tr>
