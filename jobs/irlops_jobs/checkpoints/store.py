@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,8 @@ class CheckpointStore:
             document = {"step": step, "identity": self._identity, "optimizer_steps": counts, "progress": dict(progress)}
             (folder / PROGRESS_FILE).write_text(json.dumps(document))
         self._runtime.barrier()
-        save(_tensors(trainers), checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
+        with _alone_on_purpose():
+            save(_tensors(trainers), checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
 
     def load_latest(self, trainers: Mapping[str, Trainer]) -> tuple[int, dict[str, Any]] | None:
         """Restore the newest complete checkpoint into ``trainers``.
@@ -112,7 +115,8 @@ class CheckpointStore:
         document = self._read_progress(folder)
         state = _tensors(trainers)
         try:
-            load(state, checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
+            with _alone_on_purpose():
+                load(state, checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
                 f"Checkpoint {folder} can't be read: {str(error)[:300]}. Remove that folder to resume from the one before."
@@ -173,3 +177,11 @@ def _tensors(trainers: Mapping[str, Trainer]) -> dict[str, Any]:
         model, optimizer = get_state_dict(trainer.scorer, trainer.optimizers, options=_OPTIONS)
         state[name] = {"model": model, "optimizer": optimizer}
     return state
+
+
+@contextmanager
+def _alone_on_purpose() -> Iterator[None]:
+    """torch warns that one process saves alone; that is what one process is meant to do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
