@@ -42,8 +42,9 @@ Gates = Annotated[
 
 _COLUMNS = {
     "pass@1": "pass_at_k.1",
-    "reward@16": "selectors.reward.16",
-    "weighted@16": "selectors.weighted_majority.16",
+    # Of all its samples, the one answer that the selector takes.
+    "reward": "selectors.reward.1",
+    "weighted": "selectors.weighted_majority.1",
     "AUROC": "critic.auroc",
 }
 

@@ -110,7 +110,7 @@ class PairLineage(_Record):
 class EvaluationSummary(_Record):
     """The numbers of one evaluation.json that fit in a registry tag.
 
-    ``metrics`` holds them by their path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.16``,
+    ``metrics`` holds them by their path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.1``,
     ``critic.auroc``. Made by ``summarise_evaluation``; read by gates, ``irlops pairs list`` and the operator.
     """
 
@@ -155,7 +155,7 @@ class Gate(_Record):
     """
 
     metric: str
-    """Its path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.16``, ``critic.auroc``."""
+    """Its path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.1``, ``critic.auroc``."""
     minimum: float | None = Field(default=None, allow_inf_nan=False)
     maximum: float | None = Field(default=None, allow_inf_nan=False)
 

@@ -40,7 +40,7 @@ def test_a_run_s_folder_is_registered_with_its_evaluation_and_listed(irlops: Any
     result = irlops("register", run_folder(tmp_path), "--as", "champion", "--base-model", "tiny")
     assert "Registered v1 (champion): policy v1, critic v1." in result.output
     line = next(line for line in irlops("list").output.splitlines() if line.startswith("v1"))
-    assert line.split()[:6] == ["v1", "champion", "v1", "0.250", "0.700", "0.800"]
+    assert line.split()[:6] == ["v1", "champion", "v1", "0.250", "0.250", "0.800"]
 
 
 def test_a_pair_is_shown_with_what_it_was_made_from(irlops: Any, tmp_path: Path) -> None:
