@@ -100,7 +100,7 @@ async def _lead(leader: Leader, metrics: OperatorMetrics, stop: asyncio.Event, w
             if working is not None and not leads:
                 raise ConnectionError("The Lease was lost; another operator may have begun. This one starts anew.")
             waiting = {asyncio.create_task(stop.wait())} | ({working} if working else set())
-            await asyncio.wait(waiting, timeout=leader.renew_every_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=leader.next_try_s, return_when=asyncio.FIRST_COMPLETED)
             if working is not None and working.done():
                 working.result()
     finally:
