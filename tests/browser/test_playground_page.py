@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from irlops_serving.gateway.keys import hash_key
 from support.gateway_rig import rig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 RIGHT = "April: 48 clips.\nMay: 48 / 2 = 24 clips.\nTogether: 48 + 24 = 72 clips.\n#### 72"
 WRONG = "April: 48 clips.\nMay: 48 * 2 = 96 clips.\nTogether: 48 + 96 = 144 clips.\n#### 144"
@@ -81,12 +81,12 @@ async def test_a_wrong_step_is_marked_and_its_tokens_carry_colours_and_numbers(o
         await expect(wrong.locator("li.suspected")).to_contain_text("May: 48 * 2 = 96 clips.")
         token = wrong.get_by_text("96", exact=False).locator("xpath=self::span[@data-token]").first
         await token.hover()
-        await expect(wrong.locator(".readout")).to_contain_text("−2.60")
+        await expect(wrong.locator(".readout")).to_contain_text("\N{MINUS SIGN}2.60")
         assert "level-4" in await token.get_attribute("class")
 
 
 async def test_the_text_of_a_solution_is_shown_whole(open_page):
-    text = "One 🧮 is 1.\n\n  Two: 𝟚 – done.\n#### 3"
+    text = "One 🧮 is 1.\n\n  Two: \N{MATHEMATICAL DOUBLE-STRUCK DIGIT TWO} done.\n#### 3"
     async with rig(policy={"solutions": [text]}) as r, open_page(r.url) as page:
         await ask(page)
         parts = (
@@ -154,13 +154,12 @@ async def test_everything_can_be_done_with_the_keyboard(open_page):
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 async def test_axe_finds_nothing_serious(open_page, scheme, width):
-    viewport = {"width": width, "height": 800}
-    async with rig(**upstreams()) as r:
-        async with open_page(r.url, color_scheme=scheme, viewport=viewport, reduced_motion="reduce") as page:
-            await ask(page)
-            await page.locator('[data-candidate="0"] summary').click()
-            await expect(page.locator("li.suspected")).to_have_count(1)
-            found = await Axe().run(page)
+    look = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "reduced_motion": "reduce"}
+    async with rig(**upstreams()) as r, open_page(r.url, **look) as page:
+        await ask(page)
+        await page.locator('[data-candidate="0"] summary').click()
+        await expect(page.locator("li.suspected")).to_have_count(1)
+        found = await Axe().run(page)
     serious = [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"] if one["impact"] != "minor"]
     assert serious == []
 
