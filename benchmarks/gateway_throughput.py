@@ -56,7 +56,7 @@ def litellm(upstream: str) -> Iterator[tuple[str, object]]:
         file.write_text(yaml.safe_dump(config))
         command = [str(folder / "bin/litellm"), "--config", str(file), "--port", str(port), "--num_workers", "1"]
         environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "DISABLE_SCHEMA_UPDATE": "true"}
-        with process(command, f"http://127.0.0.1:{port}/health/liveliness", timeout_s=180, **environment) as child:
+        with process(command, f"http://127.0.0.1:{port}/health/liveliness", timeout_s=600, **environment) as child:
             yield f"http://127.0.0.1:{port}", child
 
 
