@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,9 @@ from irlops.errors import StorageError
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem
 from irlops_jobs.evaluation.first_error import choose_rules, localise
 from irlops_jobs.evaluation.measure import Measured, calibrate, compare, measure
-from irlops_jobs.session import Session
+from irlops_jobs.evaluation.pictures import draw_evaluation, draw_training
+from irlops_jobs.evaluation.report import Picture, render_report
+from irlops_jobs.session import METRICS_FILE, Session
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -62,6 +65,17 @@ def publish_evaluations(
         for name, one in measured.items()
     }
     folder = session.run_dir / "evaluation"
+    pictures = [
+        *_training_picture(session, job, folder),
+        *draw_evaluation(
+            dataclasses.replace(measured[job.row], evaluation=evaluations[job.row]),
+            rows[job.row],
+            corrupted,
+            tokenizer,
+            folder,
+        ),
+    ]
+    _write(folder / "report.html", render_report(evaluations, job.row, pictures))
     for name, evaluation in evaluations.items():
         _write_json(folder / f"evaluation-{name}.json", evaluation.body())
     _write_json(folder / "evaluation.json", evaluations[job.row].body())
@@ -177,12 +191,23 @@ def _track(session: Session, job: EvaluateJob, evaluations: Mapping[str, Evaluat
     session.tracking.log_artifact(folder, "evaluation")
 
 
+def _training_picture(session: Session, job: EvaluateJob, folder: Path) -> list[Picture]:
+    """Of the run that trained the critic, when its metrics lie beside it."""
+    critic = session.environment.state_dir / (job.model.critic_from or "")
+    picture = draw_training(critic.parent / METRICS_FILE, folder)
+    return [picture] if picture else []
+
+
 def _write_json(path: Path, body: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise StorageError(f"{path} can't be written: {error}. Free space and start the evaluation again.") from error
