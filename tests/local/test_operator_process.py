@@ -70,9 +70,7 @@ async def test_a_second_operator_stands_by_until_the_first_one_is_gone(api, tmp_
     async with running_operator(api, tmp_path, identity="first") as first:
         await until(lambda: ("Lease", "irlops-operator") in api.objects, 60)
         async with running_operator(api, tmp_path / "b", identity="second") as second:
-            await asyncio.sleep(0)
-            while not await second.is_healthy():
-                await asyncio.sleep(0.1)
+            await second.until_healthy()
             assert (await second.metrics())["irlops_operator_is_leader"] == 0
             first.process.kill()  # without a word
             api.put(pipeline())

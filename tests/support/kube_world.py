@@ -189,8 +189,7 @@ class World:
         for name, service in self.api.of_kind("InferenceService").items():
             ready = "False" if name in self.unready else "True"
             condition = {"type": "Ready", "status": ready, "reason": "Loading", "message": "no GPU is free"}
-            status = {"observedGeneration": service["metadata"]["generation"], "conditions": [condition]}
-            self.api.set_status("InferenceService", name, status)
+            self.api.set_status("InferenceService", name, {"conditions": [condition]})
 
     def _play_job(self, name: str, job: Body) -> None:
         seen = {one["type"] for one in job.get("status", {}).get("conditions", [])}

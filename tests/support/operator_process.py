@@ -40,6 +40,13 @@ class OperatorProcess:
         except aiohttp.ClientError:
             return False
 
+    async def until_healthy(self) -> None:
+        for _ in range(600):
+            if await self.is_healthy():
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the operator never answered on /healthz")
+
     def rss_mib(self) -> float:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

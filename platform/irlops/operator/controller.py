@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 KINDS_LOOK_S = 60.0
 """Between two looks for kinds that weren't there at the start."""
+LIST_AGAIN_S = 5.0
 STUCK_S = 600.0
 """A look that takes longer than this is a reason to be restarted."""
 
@@ -69,12 +70,26 @@ class Controller:
 
     async def run(self, reconciler: Reconciler, connection: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
         """Until it is cancelled; sets ``stop`` when kopf was told to stop, as it takes the process's signals."""
+        await self._list_pipelines()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._settings.workers):
                 tasks.create_task(self._work(reconciler))
             tasks.create_task(self._poll_registry())
             tasks.create_task(self._resync())
             tasks.create_task(self._watch(connection, stop))
+
+    async def _list_pipelines(self) -> None:
+        """All of them before the first look: who serves through the gateway depends on every one."""
+        while True:
+            try:
+                found = await self._api.list(PIPELINE, {})
+            except ApiUnavailableError as error:
+                _log.warning("%s", error)
+                await asyncio.sleep(LIST_AGAIN_S)
+                continue
+            for body in found:
+                await self.seen_pipeline("ADDED", body)
+            return
 
     async def seen_pipeline(self, kind: str | None, body: Mapping[str, Any]) -> None:
         """A watch told of a pipeline; our own status writes are no news."""

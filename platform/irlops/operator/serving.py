@@ -196,12 +196,9 @@ def service_versions(service: Mapping[str, Any]) -> PairVersions | None:
 
 
 def is_ready(service: Mapping[str, Any]) -> bool:
-    """Whether KServe says so of the spec as it is now."""
-    status = service.get("status", {})
-    seen = status.get("observedGeneration")
-    if seen is not None and seen < service["metadata"].get("generation", 0):
-        return False
-    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in status.get("conditions", []))
+    """Whether KServe says so. Its observedGeneration is the Deployment's, not its own, so it is not compared."""
+    conditions = service.get("status", {}).get("conditions", [])
+    return any(one.get("type") == "Ready" and one.get("status") == "True" for one in conditions)
 
 
 def why_not_ready(service: Mapping[str, Any]) -> str:
