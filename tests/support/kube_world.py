@@ -92,6 +92,9 @@ class MemoryRegistry:
             raise PairError(f"There is no pair v{policy_version}.")
         return self.pairs[policy_version]
 
+    def remembered(self, policy_version: int) -> RegisteredPair | None:
+        return self.pairs.get(policy_version)
+
     def pair_of_run(self, run_name: str) -> RegisteredPair | None:
         self._answer()
         return next((pair for pair in reversed(self.pairs.values()) if pair.run_name == run_name), None)
@@ -186,7 +189,7 @@ class World:
         for name, job in self.api.of_kind("PyTorchJob").items():
             if not job["spec"]["runPolicy"].get("suspend"):
                 self._play_job(name, job)
-        for name, service in self.api.of_kind("InferenceService").items():
+        for name in self.api.of_kind("InferenceService"):
             ready = "False" if name in self.unready else "True"
             condition = {"type": "Ready", "status": ready, "reason": "Loading", "message": "no GPU is free"}
             self.api.set_status("InferenceService", name, {"conditions": [condition]})

@@ -136,7 +136,8 @@ def look_up(registry: Registry, alias: str, run: str | None, versions: set[int])
         run_pair = registry.pair_of_run(run) if run is not None else None
         pairs = {str(version): pair for version in versions if (pair := _whole(registry, version)) is not None}
     except UnavailableError as error:
-        return RegistryView(is_reachable=False, problem=str(error))
+        known = {str(version): pair for version in versions if (pair := registry.remembered(version)) is not None}
+        return RegistryView(is_reachable=False, problem=str(error), pairs=known)
     return RegistryView(alias_pair=alias_pair, alias_problem=alias_problem, run_pair=run_pair, pairs=pairs)
 
 

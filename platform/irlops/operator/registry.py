@@ -27,6 +27,7 @@ from irlops.registry.records import mate_of, pair_from_versions
 CALIBRATION_TAG = "calibration"
 """Of the critic's version: its calibration.json, put there by the registration."""
 TIMEOUT_S = 10.0
+MAX_REMEMBERED = 64
 
 
 class Registry(Protocol):
@@ -38,6 +39,10 @@ class Registry(Protocol):
 
     def pair(self, policy_version: int) -> RegisteredPair:
         """Raises ``PairError``: it is no whole pair."""
+        ...
+
+    def remembered(self, policy_version: int) -> RegisteredPair | None:
+        """What an earlier ``pair`` said, without asking: where the weights of a pair lie never changes."""
         ...
 
     def pair_of_run(self, run_name: str) -> RegisteredPair | None:
@@ -151,6 +156,7 @@ class MlflowRegistry:
     def __init__(self, tracking_uri: str, *, now_ms: Callable[[], int] = lambda: int(time.time() * 1000)) -> None:
         self._client = RestClient(tracking_uri)
         self._now_ms = now_ms
+        self._pairs: dict[int, RegisteredPair] = {}
 
     def aliases(self) -> Mapping[str, int]:
         """One call, whatever the number of pipelines."""
@@ -159,9 +165,17 @@ class MlflowRegistry:
     def pair(self, policy_version: int) -> RegisteredPair:
         """Both halves, each naming the other."""
         try:
-            return self._whole(self._client.get_model_version(POLICY_MODEL, str(policy_version)))
+            pair = self._whole(self._client.get_model_version(POLICY_MODEL, str(policy_version)))
         except MlflowRefusedError as error:
             raise PairError(f"There is no whole pair v{policy_version} in MLflow: {error}") from error
+        self._pairs[policy_version] = pair
+        while len(self._pairs) > MAX_REMEMBERED:
+            del self._pairs[next(iter(self._pairs))]
+        return pair
+
+    def remembered(self, policy_version: int) -> RegisteredPair | None:
+        """From this process's memory, so that a roll-out can be taken back while MLflow is away."""
+        return self._pairs.get(policy_version)
 
     def pair_of_run(self, run_name: str) -> RegisteredPair | None:
         """By the tag that the registration sets."""

@@ -1,6 +1,7 @@
 """Everything that can be wrong ends in a condition with a reason and a next step, and the last good pair keeps serving."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -249,6 +250,24 @@ async def test_ten_minutes_without_mlflow_cost_nothing_but_time(serving):
     status = await serving.run()
     assert (status["phase"], status["pairs"]["serving"]["policyVersion"]) == ("Ready", "2")
     assert all(one["type"] != "RegistryReachable" for one in status["conditions"])
+
+
+async def test_a_roll_out_is_taken_back_even_while_mlflow_is_down_and_the_alias_follows_later(serving):
+    serving.unready = {"tiny-policy-v2"}
+    serving.registry.register("by-hand")
+    serving.registry.alias["champion"] = 2
+    await serving.look()
+    serving.registry.is_down = True
+    serving.others_act()
+    serving.now += timedelta(seconds=601)
+    for _ in range(3):
+        await serving.look()
+    assert serving.status()["phase"] == "RolledBack"
+    assert sorted(serving.api.of_kind("InferenceService")) == ["tiny-critic-v1", "tiny-policy-v1"]
+    assert serving.registry.alias == {"champion": 2}
+    serving.registry.is_down = False
+    await serving.run()
+    assert serving.registry.alias == {"champion": 1}
 
 
 async def test_an_alias_on_half_a_pair_changes_nothing_but_a_condition(serving):
