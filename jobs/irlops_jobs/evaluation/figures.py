@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from irlops.contracts.evaluation import Evaluation, SamplingPoint
 from irlops_jobs.evaluation.measure import Measured
@@ -47,7 +47,8 @@ def reward_distributions(measured: Measured) -> Figure:
         axes.set_title(f"Reward of right and wrong solutions (AUROC {_number(measured.evaluation.critic.auroc)})")
         axes.set_xlabel(f"reward of a solution: {measured.calibration.aggregation} of its token rewards")
         axes.set_ylabel("density")
-        axes.legend(loc="upper left")
+        axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper left", ncols=3)
     return figure
 
 
@@ -98,9 +99,9 @@ def correlations(evaluation: Evaluation) -> Figure:
             edge = max(value, 0.0, *(ends or ()))
             axes.text(edge + 0.02, place, f"{value:.2f}", va="center")
         axes.set_yticks(range(len(bars)), [title for title, _, _ in bars])
-        axes.invert_yaxis()
         low, high = axes.get_xlim()
         axes.set_xlim(min(low, -0.05), min(1.12, max(high, 0.3) + 0.08))
+        axes.set_ylim(len(bars) - 0.45, -0.55)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("Pearson correlation with the reward, over samples, with 95 % intervals")
@@ -114,7 +115,12 @@ def calibration_curve(evaluation: Evaluation) -> Figure:
     with drawn(5.0, nrows=2, sharex=True, height_ratios=[3, 1]) as (figure, (curve, counts)):
         curve.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1.2, linestyle="--", label="perfectly honest")
         predicted, observed = [one.predicted for one in bins], [one.observed for one in bins]
-        curve.plot(predicted, observed, color=CRITIC, marker="o", label="the critic, calibrated on dev problems")
+        curve.plot(predicted, observed, color=CRITIC, linewidth=1.2)
+        most = max((one.num_samples for one in bins), default=1)
+        curve.scatter(
+            predicted, observed, [20 + 180 * one.num_samples / most for one in bins], color=CRITIC, zorder=3,
+            label="the critic, calibrated on dev problems; larger: more samples",
+        )  # fmt: skip
         curve.set_ylabel("part that is right")
         critic = evaluation.critic
         curve.set_title(f"Calibration (ECE {_number(critic.ece)}; of the raw reward {_number(critic.ece_before)})")
@@ -143,8 +149,9 @@ def samples_against_accuracy(evaluation: Evaluation) -> Figure:
             markeredgecolor="black", markeredgewidth=1.6, linestyle="none", label="confidence chosen on dev problems",
         )  # fmt: skip
         axes.annotate(
-            f"{chosen.accuracy:.1%} with {chosen.mean_samples:.1f} samples",
-            (chosen.mean_samples, chosen.accuracy), xytext=(14, -20), textcoords="offset points",
+            f"{chosen.accuracy:.1%} with {chosen.mean_samples:.1f} samples{_paired_loss(evaluation)}",
+            (chosen.mean_samples, chosen.accuracy), xytext=(16, -34), textcoords="offset points",
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
         axes.yaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel("samples per problem, mean")
@@ -158,6 +165,15 @@ def chosen_point(evaluation: Evaluation) -> SamplingPoint:
     """Where adaptive sampling stands with the confidence that dev problems chose."""
     chosen = evaluation.calibration.stop_confidence
     return min(evaluation.adaptive, key=lambda point: abs((point.confidence or 0.0) - chosen))
+
+
+def _paired_loss(evaluation: Evaluation) -> str:
+    """What stopping early changes on the same problems: their intervals overlap far more than the difference's."""
+    loss = evaluation.differences.get("adaptive-weighted_majority")
+    if loss is None or loss.mean is None or loss.ci95 is None:
+        return ""
+    low, high = (100 * end for end in loss.ci95)
+    return f":\n{100 * loss.mean:+.1f} points against all ({low:+.1f} to {high:+.1f})"
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -179,9 +195,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         accuracy.set_title("Correctness over training")
         accuracy.set_xlabel("round")
         accuracy.set_ylim(-0.03, 1.03)
+        accuracy.yaxis.set_major_formatter(_PERCENT)
+        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in (rewards, accuracy):
             if axes.lines:
-                axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+                axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
             else:
                 say_nothing(axes, "the run recorded none of these numbers")
     return figure
@@ -203,8 +221,6 @@ def _draw_series(
 
 def _draw_points(axes: Axes, points: Sequence[SamplingPoint], colour: str, marker: str, name: str) -> None:
     x, y = [point.mean_samples for point in points], [point.accuracy for point in points]
-    ends = [point.ci95 or (point.accuracy, point.accuracy) for point in points]
-    axes.fill_between(x, [low for low, _ in ends], [high for _, high in ends], color=colour, alpha=0.12, linewidth=0)
     axes.plot(x, y, color=colour, marker=marker, markersize=5, label=name)
 
 

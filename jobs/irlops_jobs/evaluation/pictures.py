@@ -31,7 +31,8 @@ def draw_training(metrics: Path, folder: Path) -> Picture | None:
     return Picture(
         save(figures.training_curves(rows), folder / "training.png"),
         "Reward and correctness over the training that made this pair. Solid lines are the run's own samples, dashed ones "
-        "held-out questions. Rewards of one round say nothing about another's height: the critic keeps learning.",
+        "held-out questions. The critic learns all the time, so rewards of different rounds share no scale, and rewards of "
+        "training samples are clipped as the policy gets them.",
     )
 
 
