@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import AirlJob, EvaluateJob, JobBase, JobEnvironment
-from irlops.errors import ConfigError
+from irlops.errors import ConfigError, DivergenceError, StorageError
+from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.deepen import add_layers, freeze_below
 from irlops_jobs.models.load import load_critic, load_policy, load_tokenizer, new_critic, with_lora
@@ -119,11 +121,42 @@ def export_critic(session: Session, trainer: Trainer, tokenizer: PreTrainedToken
 def _export(session: Session, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     model: nn.Module = trainer.scorer.model  # pyright: ignore[reportAssignmentType]
     weights = merged_state_dict(model)
+    require_same_everywhere(weights, session.runtime, name)
+    folder, error = session.run_dir / name, None
     if session.runtime.is_main:
-        save_model(model, tokenizer, session.run_dir / name, state_dict=weights)
-        _write_lineage(session, name)
-        session.say(f"wrote {session.run_dir / name}")
-    session.runtime.barrier()
+        try:
+            save_model(model, tokenizer, folder, state_dict=weights)
+            _write_lineage(session, name)
+        except OSError as failure:
+            error = failure
+    # All processes end together: none goes on to wait for the first one, which is gone.
+    if any(session.runtime.gather(error is not None)):
+        if isinstance(error, StorageError):
+            raise error
+        raise StorageError(
+            f"{folder} could not be written{f': {error}' if error else ' by the first process'}."
+        ) from error
+    session.say(f"wrote {folder}")
+
+
+def require_same_everywhere(weights: Mapping[str, Tensor], runtime: Runtime, name: str) -> None:
+    """Refuse weights that differ between processes: each would have trained, and judged itself, on its own.
+
+    Raises:
+        DivergenceError: they differ in a bit or more.
+    """
+    checksums = runtime.gather({key: _checksum(tensor) for key, tensor in weights.items()})
+    differing = sorted({key for other in checksums for key in weights if other[key] != checksums[0][key]})
+    if differing:
+        raise DivergenceError(
+            f"{len(differing)} of {len(weights)} weights of the {name} differ between processes ({', '.join(differing[:3])}), so "
+            "their training drifted apart. Nothing was exported. Run all processes on the same hardware and versions, and "
+            "resume from a checkpoint before that."
+        )
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
 
 
 def _write_lineage(session: Session, name: str) -> None:
