@@ -157,7 +157,7 @@ def clock(seconds: float) -> str:
 
 
 def results_title(num_problems: int, num_samples: int) -> str:
-    return f"Right answers to {num_problems} test questions that nothing was trained on, {num_samples} samples each"
+    return f"Right answers in %, {num_problems} test questions never trained on, {num_samples} samples each"
 
 
 def _results_table(rows: Sequence[TableRow], num_problems: int, num_samples: int) -> Table:
@@ -184,8 +184,7 @@ def _results_table(rows: Sequence[TableRow], num_problems: int, num_samples: int
 
 
 def _estimate(estimate: Estimate) -> str:
-    width = half_width(estimate)
-    return f"{percent(estimate.mean)} {width}".strip()
+    return f"{percent(estimate.mean).removesuffix(' %')} {half_width(estimate)}".strip()
 
 
 def _facts(rows: Mapping[str, str]) -> Table:

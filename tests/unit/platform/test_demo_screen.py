@@ -54,9 +54,9 @@ def test_warnings_are_lines_of_their_own(screen: Screen) -> None:
 def test_the_table_fits_an_ordinary_terminal_and_says_what_its_numbers_are(screen: Screen) -> None:
     screen.table(table_rows(summary().evaluations), 250, 16)
     lines = printed(screen).rstrip().split("\n")
-    assert lines[1].startswith("Right answers to 250 test questions that nothing was trained on, 16 samples each")
+    assert lines[1].startswith("Right answers in %, 250 test questions never trained on, 16 samples each")
     airl = next(line for line in lines if line.startswith("AIRL"))
-    assert airl.split()[1:5] == ["60.0", "%", "±3.0", "60.0"]  # (64 - 58) / 2
+    assert airl.split()[1:5] == ["60.0", "±3.0", "60.0", "±3.0"]  # (64 - 58) / 2
     assert airl.split()[-1] == "0.800"
 
 
