@@ -42,12 +42,16 @@ class CriticTarget:
 
 @dataclass(frozen=True)
 class LabelledTrace:
-    """A trace with its side, before weights are known. ``first_error`` is the first wrong token of a corruption."""
+    """A trace with its side, before weights are known.
+
+    ``first_error`` to ``error_end`` (exclusive; 0 for the trace's end) are the wrong tokens of a corruption.
+    """
 
     solution_ids: tuple[int, ...]
     is_expert_like: bool
     origin: Origin
     first_error: int = 0
+    error_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ StepEnds = Callable[[tuple[int, ...]], Sequence[int]]
 
 
 def loss_positions(trace: LabelledTrace, config: CriticConfig, step_ends: StepEnds) -> tuple[int, ...]:
-    """Where the loss reads the critic, by granularity; never before a corruption's first wrong token if so set."""
+    """Where the loss reads the critic, by granularity; of a corruption's tokens those that ``perturbed_target`` names."""
     last = len(trace.solution_ids) - 1
     match config.granularity:
         case "token":
@@ -74,9 +78,11 @@ def loss_positions(trace: LabelledTrace, config: CriticConfig, step_ends: StepEn
             positions = sorted({*step_ends(trace.solution_ids), last})
         case _:
             positions = [last]
-    if trace.origin == "corrupted" and config.perturbed_target == "from_error":
-        return tuple(position for position in positions if position >= trace.first_error)
-    return tuple(positions)
+    if trace.origin != "corrupted" or config.perturbed_target == "whole":
+        return tuple(positions)
+    if config.perturbed_target == "error" and trace.error_end:
+        return tuple(range(trace.first_error, trace.error_end))
+    return tuple(position for position in positions if position >= trace.first_error)
 
 
 def weigh(

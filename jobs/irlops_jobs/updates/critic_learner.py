@@ -77,9 +77,9 @@ class CriticLearner:
         encoded = self._tokenizer(solution, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]  # pyright: ignore[reportAssignmentType] - one text gives one list
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]  # pyright: ignore[reportAssignmentType]
-        first, _ = token_span(offsets, start, end)
+        first, behind = token_span(offsets, start, end)
         end_token: int = self._tokenizer.eos_token_id  # pyright: ignore[reportAssignmentType]
-        return LabelledTrace((*ids, end_token), False, "corrupted", first_error=first)
+        return LabelledTrace((*ids, end_token), False, "corrupted", first_error=first, error_end=behind)
 
     def update(self, labelled: Sequence[LabelledQuestion], round_index: int) -> dict[str, float]:
         """``updates_per_round`` optimizer steps on this round, with earlier rounds mixed in where configured."""
@@ -179,7 +179,7 @@ class CriticLearner:
         """What a resumed run needs besides weights; the same on every process."""
         return {
             "replay": [
-                [q.prompt_ids, [[t.solution_ids, t.is_expert_like, t.origin, t.first_error] for t in q.traces]]
+                [q.prompt_ids, [[t.solution_ids, t.is_expert_like, t.origin, t.first_error, t.error_end] for t in q.traces]]
                 for q in self._replay
             ],
             "scale": self._scale.state(),

@@ -129,8 +129,9 @@ class CriticConfig(Section):
     """Corrupt the expert's solutions only, or the relabelled samples as well."""
     perturbations_per_positive: int = Field(default=1, ge=0, le=8)
     """Corrupted copies of each positive, always trained with the positive's own question."""
-    perturbed_target: Literal["whole", "from_error"] = "from_error"
-    """``from_error`` leaves the tokens before the known corruption out of the negative class: they are right."""
+    perturbed_target: Literal["whole", "from_error", "error"] = "from_error"
+    """``from_error`` leaves the tokens before the known corruption out of the negative class: they are right. ``error``
+    leaves those behind it out as well: they follow from it, and blame belongs where the mistake was made."""
     mass_balance: Literal["none", "global", "question"] = "question"
     """Weigh both sides so that each holds half of the loss: over everything, or within each question. Within each
     question, how hard it is says nothing about the label, so the critic can't learn difficulty in place of correctness."""

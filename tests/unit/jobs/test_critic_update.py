@@ -56,6 +56,11 @@ def test_a_corruption_is_not_blamed_for_the_tokens_before_its_error():
     assert loss_positions(CORRUPTED, CriticConfig(perturbed_target="whole"), _no_steps) == (0, 1, 2, 3)
 
 
+def test_blame_can_be_kept_to_the_wrong_tokens_themselves():
+    corrupted = LabelledTrace((5, 6, 9, 8, 2), False, "corrupted", first_error=2, error_end=3)
+    assert loss_positions(corrupted, CriticConfig(perturbed_target="error"), _no_steps) == (2,)
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
