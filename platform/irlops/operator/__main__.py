@@ -90,6 +90,7 @@ async def run_operator(settings: OperatorSettings, stop: asyncio.Event) -> None:
 async def _lead(leader: Leader, metrics: OperatorMetrics, stop: asyncio.Event, work: Callable[[], Any]) -> None:
     """Renew while working; a lost Lease ends the process, and its successor begins with a clean memory."""
     working: asyncio.Task[Any] | None = None
+    stopping = asyncio.create_task(stop.wait())
     try:
         while not stop.is_set():
             leads = await leader.try_to_lead()
@@ -99,14 +100,15 @@ async def _lead(leader: Leader, metrics: OperatorMetrics, stop: asyncio.Event, w
                 working = asyncio.create_task(work())
             if working is not None and not leads:
                 raise ConnectionError("The Lease was lost; another operator may have begun. This one starts anew.")
-            waiting = {asyncio.create_task(stop.wait())} | ({working} if working else set())
+            waiting = {stopping} | ({working} if working else set())
             await asyncio.wait(waiting, timeout=leader.next_try_s, return_when=asyncio.FIRST_COMPLETED)
             if working is not None and working.done():
                 working.result()
     finally:
-        if working is not None:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        begun = [task for task in (stopping, working) if task is not None]
+        for task in begun:
+            task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)
 
 
 @asynccontextmanager

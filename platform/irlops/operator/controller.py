@@ -165,22 +165,20 @@ class Controller:
                 await self.queue.add(name, random.uniform(0, self._settings.resync_s))  # noqa: S311 - only spreads load
 
     async def _watch(self, connection: kopf.ConnectionInfo, stop: asyncio.Event) -> None:
-        """kopf's watches, begun anew when a kind appears that wasn't there."""
-        while True:
-            missing = await self._missing_kinds()
-            watching = asyncio.create_task(self._kopf(connection))
-            appearing = asyncio.create_task(self._appearing(missing))
-            try:
-                await asyncio.wait({watching, appearing}, return_when=asyncio.FIRST_COMPLETED)
-                if watching.done():
-                    watching.result()
-                    stop.set()
-                    return
-                _log.info("A kind appeared that was missing (%s); the watches start anew.", ", ".join(missing))
-            finally:
-                for task in (watching, appearing):
-                    task.cancel()
-                await asyncio.gather(watching, appearing, return_exceptions=True)
+        """kopf's watches. They can't be begun anew in one process (kopf ends every younger task with them), so a kind that
+        appears later ends the process; its container is started again and watches that one, too."""
+        missing = await self._missing_kinds()
+        watching = asyncio.create_task(self._kopf(connection))
+        appearing = asyncio.create_task(self._appearing(missing))
+        try:
+            await asyncio.wait({watching, appearing}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+            stop.set()
+        finally:
+            for task in (watching, appearing):
+                task.cancel()
+            await asyncio.gather(watching, appearing, return_exceptions=True)
 
     async def _missing_kinds(self) -> list[str]:
         missing = list[str]()
@@ -198,6 +196,7 @@ class Controller:
         while True:
             await asyncio.sleep(KINDS_LOOK_S)
             if missing and await self._missing_kinds() != missing:
+                _log.info("A kind appeared that was missing (%s); the operator starts anew.", ", ".join(missing))
                 return
 
     async def _kopf(self, connection: kopf.ConnectionInfo) -> None:
