@@ -8,7 +8,6 @@ Method: Fanconi et al., arXiv 2510.01857; docs/method.md says what is taken over
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -123,13 +122,12 @@ class AirlRounds:
 def rollout_metrics(side: PolicySide, rollouts: Sequence[SampledQuestion]) -> dict[str, float]:
     """Agreement with expert answers, length and truncation of a round's samples, over all processes."""
     samples = [sample for question in rollouts for sample in question.samples]
-    agrees = [flag for question in rollouts for flag in question.agrees]
     local = {
-        "rollout/accuracy": fmean(agrees),
-        "rollout/num_tokens": fmean(len(sample.token_ids) for sample in samples),
-        "rollout/truncated": fmean(sample.truncated for sample in samples),
+        "rollout/accuracy": sum(flag for question in rollouts for flag in question.agrees),
+        "rollout/num_tokens": sum(len(sample.token_ids) for sample in samples),
+        "rollout/truncated": sum(sample.truncated for sample in samples),
     }
-    count, *totals = side.session.runtime.total(len(samples), *(value * len(samples) for value in local.values()))
+    count, *totals = side.session.runtime.total(len(samples), *local.values())  # a process may have no question at all
     return {name: total / count for name, total in zip(local, totals, strict=True)} | {"rollout/num_samples": count}
 
 

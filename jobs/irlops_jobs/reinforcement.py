@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import ReinforcementJob
@@ -19,6 +20,7 @@ from irlops_jobs.rollouts.carriers import RolloutEngine
 from irlops_jobs.rollouts.engines import build_engine
 from irlops_jobs.rollouts.held_out import HeldOut
 from irlops_jobs.rollouts.rounds import SampledQuestion, sample_round
+from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration, Session, encode_all
 from irlops_jobs.updates.policy_learner import FrozenReference
 
@@ -109,6 +111,7 @@ class Loop:
         if start == 0:
             session.record(0, self.before_first_round() | self.check(0))
         for index in range(start, job.num_rounds):
+            torch.manual_seed(derive_seed("round", job.seed, index, session.runtime.rank))  # dropout, also when resumed
             metrics = self.do_round(index)
             done = index + 1
             if done % job.evaluate_every == 0 or done == job.num_rounds:

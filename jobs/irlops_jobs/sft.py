@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +55,7 @@ def sft(job: SftJob, environment: JobEnvironment) -> None:
         for step, batch in enumerate(batches):
             if step < start:
                 continue
+            torch.manual_seed(derive_seed("step", job.seed, step, session.runtime.rank))  # dropout, also when resumed
             _train_step(session, trainer, batch, step + 1)
             if held_out and (step + 1) % job.evaluate_every == 0:
                 session.record(step + 1, held_out.check(step + 1))

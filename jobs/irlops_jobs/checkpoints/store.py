@@ -79,12 +79,11 @@ class CheckpointStore:
     def _attempt(self, write: Any) -> OSError | None:
         try:
             write()
-        except OSError as error:
-            return error
-        except Exception as error:  # DCP wraps what a writer thread raised
-            if "No space left" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-                return OSError(errno.ENOSPC, "No space left on device")
-            raise
+        except Exception as error:
+            cause = _os_error_in(error)
+            if cause is None:
+                raise
+            return cause
         return None
 
     def _write(self, folder: Path, step: int, trainers: Mapping[str, Trainer], progress: Mapping[str, Any]) -> None:
@@ -169,6 +168,20 @@ class CheckpointStore:
     def _remove_old(self) -> None:
         for step in sorted(set(self._steps()) - {self.pinned_step()})[: -self._keep]:
             shutil.rmtree(self._path(step), ignore_errors=True)
+
+
+def _os_error_in(error: BaseException | None) -> OSError | None:
+    """The operating system's complaint (disk full, quota, volume gone) behind what torch's writers raise instead."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        for wrapped in getattr(error, "failures", {}).values():  # CheckpointException: by process, with its stack
+            if found := _os_error_in(wrapped[0]):
+                return found
+        if "PytorchStreamWriter failed writing" in str(error):  # raised from C++ when a write comes up short
+            return OSError(errno.ENOSPC, f"the volume took no more data: {str(error).splitlines()[0][:120]}")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _tensors(trainers: Mapping[str, Trainer]) -> dict[str, Any]:

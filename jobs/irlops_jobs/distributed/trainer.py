@@ -18,10 +18,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from irlops.contracts.jobs import OptimizerConfig
+from irlops.errors import DivergenceError
 from irlops_jobs.distributed.optimizers import build_optimizers, learning_rate_factor
 from irlops_jobs.distributed.runtime import Runtime
 
 Batch = TypeVar("Batch")
+
+MAX_SKIPPED_IN_A_ROW = 5
+"""One bad batch is left out; weights that give no finite gradient for any batch will not recover by themselves."""
 
 
 class Trainer:
@@ -43,6 +47,7 @@ class Trainer:
         self._wrapped = _wrap(self.scorer, runtime, sharding)
         self.optimizers = build_optimizers(self.scorer, config)
         self.num_steps_done = 0
+        self._num_skipped_in_a_row = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """A pass without gradients through the wrapped module."""
@@ -57,6 +62,9 @@ class Trainer:
         Returns:
             ``loss`` (the global sum), ``grad_norm`` (before clipping) and ``skipped`` (1.0 when the gradient was not
             finite: the step is left out on every process alike and the weights stay as they were).
+
+        Raises:
+            DivergenceError: several steps in a row had to be left out.
         """
         self._set_learning_rate()
         loss_sum = 0.0
@@ -74,7 +82,22 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.num_steps_done += 1
         (loss_total,) = self.runtime.total(loss_sum)
+        self._num_skipped_in_a_row = 0 if finite else self._num_skipped_in_a_row + 1
+        if not finite:
+            self._report_skipped(loss_total, norm)
         return {"loss": loss_total, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+
+    def _report_skipped(self, loss: float, norm: float) -> None:
+        seen = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {self._config.learning_rate:g}"
+        name = type(self.scorer).__name__
+        if self._num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DivergenceError(
+                f"{self._num_skipped_in_a_row} steps of the {name} in a row had no finite gradient ({seen}), so it no longer "
+                "learns. Lower optimizer.learning_rate or max_grad_norm, or use autocast: none, and resume from the last "
+                "checkpoint; if the first step is already like this, look at the model and the data."
+            )
+        if self.runtime.is_main:
+            print(f"warning: left out step {self.num_steps_done} of the {name}: {seen}", flush=True)
 
     def _set_learning_rate(self) -> None:
         factor = learning_rate_factor(self.num_steps_done, self._config, self._num_steps)

@@ -70,7 +70,7 @@ def group_advantages(
     """
     trace_G = aggregate_rewards(reward_GT, mask_GT, aggregation=reward.aggregation, gamma=reward.gamma)
     baseline_G = trace_G[used_G]
-    if len(baseline_G) < 2 or float(baseline_G.std()) < policy.min_group_std:
+    if len(baseline_G) < 2 or not float(baseline_G.std()) >= policy.min_group_std:  # NaN has no spread either
         return None
     match policy.advantage:
         case "grpo":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from irlops.contracts.jobs import CriticConfig
@@ -147,8 +147,3 @@ def _group(
         for trace in question.traces
     ]
     return Group(question.prompt_ids, traces)
-
-
-def without_empty(questions: Sequence[LabelledQuestion]) -> list[LabelledQuestion]:
-    """Questions as they are, less traces of no tokens (an empty completion says nothing about any token)."""
-    return [replace(q, traces=tuple(t for t in q.traces if t.solution_ids)) for q in questions]

@@ -86,7 +86,7 @@ class CriticLearner:
         config = self._job.critic
         metrics: dict[str, float] = {}
         for update in range(config.updates_per_round):
-            fresh = labelled[update :: config.updates_per_round]
+            fresh = self._part(labelled, update)
             mixed = [*fresh, *self._remembered(len(fresh), round_index, update)]
             groups, counts = weigh(mixed, config, self._critic.runtime, self._step_ends)
             metrics = counts | update_critic(
@@ -99,6 +99,15 @@ class CriticLearner:
             )
         self._remember(labelled)
         return metrics
+
+    def _part(self, labelled: Sequence[LabelledQuestion], update: int) -> list[LabelledQuestion]:
+        """This process's questions of one update: blocks of the whole round, the same for any number of processes."""
+        runtime, num_updates = self._critic.runtime, self._job.critic.updates_per_round
+        return [
+            question
+            for offset, question in enumerate(labelled)
+            if (runtime.rank + offset * runtime.world_size) * num_updates // self._job.prompts_per_round == update
+        ]
 
     def learn_expert_states(
         self, demonstrations: Sequence[EncodedDemonstration], num_updates: int, *, draw: str
@@ -179,7 +188,10 @@ class CriticLearner:
         """What a resumed run needs besides weights; the same on every process."""
         return {
             "replay": [
-                [q.prompt_ids, [[t.solution_ids, t.is_expert_like, t.origin, t.first_error, t.error_end] for t in q.traces]]
+                [
+                    q.prompt_ids,
+                    [[t.solution_ids, t.is_expert_like, t.origin, t.first_error, t.error_end] for t in q.traces],
+                ]
                 for q in self._replay
             ],
             "scale": self._scale.state(),
