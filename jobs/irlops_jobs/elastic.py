@@ -125,6 +125,8 @@ def _launch_config(module: str) -> tuple[LaunchConfig, str, list[str]]:
         # torchrun would give each of several processes one core, and one process all of the machine's.
         num_processes = determine_local_world_size(arguments.nproc_per_node)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(num_cores() // num_processes))))
+        # oneDNN keeps a compiled kernel for each shape it meets, a thousand by default: half a gigabyte for nothing.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         config, command, worker_arguments = config_from_args(arguments)
     except (ValueError, AssertionError, RuntimeError, SystemExit) as error:
         seen = ", ".join(f"{name}={os.environ[name]}" for name in _SHOWN if name in os.environ) or "none set"
