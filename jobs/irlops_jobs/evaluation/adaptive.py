@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from irlops.contracts.evaluation import Calibration, SamplingPoint
-from irlops.selection.stopping import FEWEST_CANDIDATES, evidence_of, share_of_leader
+from irlops.selection.stopping import FEWEST_CANDIDATES, confidence_in, evidence_of
 from irlops_jobs.evaluation.bootstrap import Bootstrap
 from irlops_jobs.evaluation.table import Floats, SampleTable
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 NUM_ORDERS = 8
+LEAST_CONFIDENCE = 0.8
+"""Sampling never stops with less, whatever a few dev problems say: it would save half a sample."""
 TOLERATED_LOSS = 0.005
 """Accuracy, on dev problems, that the chosen confidence may lose against spending every sample."""
 
@@ -38,7 +40,7 @@ class Replay:
         """Replay all problems; the same seed gives the same orders."""
         rng = np.random.default_rng(seed)
         num = table.samples_per_problem
-        orders_ON = [rng.permutation(num) for _ in range(num_orders)]
+        orders_ON = [rng.permutation(num).tolist() for _ in range(num_orders)]
         steps = np.array(
             [
                 [_replay_one(table, problem, order, calibration) for order in orders_ON]
@@ -74,7 +76,8 @@ class Replay:
 def choose_confidence(dev: Replay, confidences: Sequence[float] = CONFIDENCES) -> float:
     """The least sure rule that is as accurate as all samples, within ``TOLERATED_LOSS``; the surest when none is."""
     goal = dev.right_PON[..., -1].mean() - TOLERATED_LOSS
-    return next((c for c in confidences if dev.stopped(c)[1].mean() >= goal), confidences[-1])
+    allowed = [confidence for confidence in confidences if confidence >= LEAST_CONFIDENCE]
+    return next((confidence for confidence in allowed if dev.stopped(confidence)[1].mean() >= goal), allowed[-1])
 
 
 def _replay_one(
@@ -86,17 +89,21 @@ def _replay_one(
     chances = np.nan_to_num(table.chance_of_being_right(calibration)[problem], nan=0.0)
     evidence: dict[int, float] = {}
     weights: dict[int, float] = {}
+    members: dict[int, int] = {}
     seen: list[tuple[float, float]] = []
-    first = order[0]
     for index in order:
         answer = int(classes[index])
         if answer >= 0:
             evidence[answer] = evidence.get(answer, 0.0) + evidence_of(candidates[index], calibration)
             weights[answer] = weights.get(answer, 0.0) + float(chances[index])
-        # dicts keep the order in which answers came up, and max takes the first of equals: select's rule for ties
-        leader = max(weights, key=weights.__getitem__) if weights else None
-        chosen = first if leader is None else next(i for i in order if classes[i] == leader)
-        seen.append((share_of_leader(list(evidence.values())), float(table.right_PN[problem, chosen])))
+            members.setdefault(answer, int(index))
+        if not weights:
+            seen.append((0.0, float(table.right_PN[problem, order[0]])))
+            continue
+        # dicts keep the order in which answers came up, and max takes the first of equals: select's rule for ties.
+        chosen = max(weights, key=weights.__getitem__)
+        sure = confidence_in(list(evidence.values()), list(evidence).index(chosen))
+        seen.append((sure, float(table.right_PN[problem, members[chosen]])))
     return seen
 
 

@@ -118,13 +118,13 @@ def calibration_curve(evaluation: Evaluation) -> Figure:
         curve.plot(predicted, observed, color=CRITIC, linewidth=1.2)
         most = max((one.num_samples for one in bins), default=1)
         curve.scatter(
-            predicted, observed, [20 + 180 * one.num_samples / most for one in bins], color=CRITIC, zorder=3,
+            predicted, observed, [20 + 180 * one.num_samples / most for one in bins], color=CRITIC, zorder=3, clip_on=False,
             label="the critic, calibrated on dev problems; larger: more samples",
         )  # fmt: skip
         curve.set_ylabel("part that is right")
         critic = evaluation.critic
         curve.set_title(f"Calibration (ECE {_number(critic.ece)}; of the raw reward {_number(critic.ece_before)})")
-        curve.legend(loc="upper left")
+        curve.legend(loc="lower right")
         curve.set_ylim(-0.03, 1.03)
         curve.set_xlim(-0.02, 1.02)
         width = bins[0].upper - bins[0].lower if bins else 1.0
@@ -146,12 +146,8 @@ def samples_against_accuracy(evaluation: Evaluation) -> Figure:
         chosen = chosen_point(evaluation)
         axes.plot(
             chosen.mean_samples, chosen.accuracy, marker="D", markersize=13, markerfacecolor="none",
-            markeredgecolor="black", markeredgewidth=1.6, linestyle="none", label="confidence chosen on dev problems",
-        )  # fmt: skip
-        axes.annotate(
-            f"{chosen.accuracy:.1%} with {chosen.mean_samples:.1f} samples{_paired_loss(evaluation)}",
-            (chosen.mean_samples, chosen.accuracy), xytext=(16, -34), textcoords="offset points",
-            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+            markeredgecolor="black", markeredgewidth=1.6, linestyle="none",
+            label=f"as sure as dev problems chose: {chosen.accuracy:.1%} with {chosen.mean_samples:.1f}{_paired_loss(evaluation)}",
         )  # fmt: skip
         axes.yaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel("samples per problem, mean")
@@ -173,7 +169,7 @@ def _paired_loss(evaluation: Evaluation) -> str:
     if loss is None or loss.mean is None or loss.ci95 is None:
         return ""
     low, high = (100 * end for end in loss.ci95)
-    return f":\n{100 * loss.mean:+.1f} points against all ({low:+.1f} to {high:+.1f})"
+    return f",\n{100 * loss.mean:+.1f} points against all samples ({low:+.1f} to {high:+.1f})"
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
