@@ -6,17 +6,21 @@ The engine runs in the trainer's own process (no engine subprocess), so new weig
 from __future__ import annotations
 
 import os
+import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import RolloutConfig
 from irlops.errors import MissingDependencyError
-from irlops_jobs.models.save import merged_state_dict
+from irlops_jobs.models.save import base_model_of, merged_state_dict
 from irlops_jobs.rollouts.carriers import Sample
 
 LARGEST_SEED = 2**31 - 1
@@ -39,6 +43,7 @@ class VllmEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two ranks bound to one core would share it
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes a large part of the memory
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a page for each start would bury the rounds' lines
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -49,26 +54,22 @@ class VllmEngine:
         self._config = config
         self._sampling_params = SamplingParams
         self._eos: int = tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
-        self._folder = tempfile.TemporaryDirectory(prefix="irlops-rollouts-")
-        base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy  # pyright: ignore[reportCallIssue]
-        base.config.save_pretrained(self._folder.name)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        tokenizer.save_pretrained(self._folder.name)
-        # Left alone it takes nine tenths of a GPU, on which the trainer lives as well.
-        on_gpu: dict[str, Any] = (
-            {"gpu_memory_utilization": config.gpu_memory_fraction} if torch.cuda.is_available() else {}
-        )
-        self._llm: Any = LLM(
-            model=self._folder.name,
-            load_format="dummy",  # real weights follow at once, from memory
-            dtype=str(base.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-            max_model_len=max_length,
-            enforce_eager=True,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
-            generation_config="vllm",
-            disable_log_stats=True,
-            seed=0,
-            **on_gpu,
-        )
+        base = base_model_of(policy)
+        with tempfile.TemporaryDirectory(prefix="irlops-rollouts-") as folder, _as_it_was():
+            base.config.save_pretrained(folder)
+            self._llm: Any = LLM(
+                model=folder,
+                load_format="dummy",  # real weights follow at once, from memory
+                skip_tokenizer_init=True,  # tokens in, tokens out
+                dtype=str(base.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                max_model_len=max_length,
+                enforce_eager=True,
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
+                generation_config="vllm",
+                disable_log_stats=True,
+                seed=0,
+                **_place(config),
+            )
         self.load_weights(policy)
 
     def load_weights(self, policy: nn.Module) -> None:
@@ -102,6 +103,29 @@ class VllmEngine:
         return Sample(token_ids, logprobs, truncated=completion.finish_reason == "length")
 
     def close(self) -> None:
-        """Shut the engine down and remove its folder."""
+        """Give the engine's memory back; it has no process of its own."""
         self._llm.llm_engine.engine_core.shutdown()
-        self._folder.cleanup()
+
+
+def _place(config: RolloutConfig) -> dict[str, Any]:
+    """One engine for each process of the trainer, on the device of that process."""
+    options: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        # Left alone it takes nine tenths of a GPU, on which the trainer lives as well.
+        options["gpu_memory_utilization"] = config.gpu_memory_fraction
+    if dist.is_initialized():
+        options["distributed_executor_backend"] = "external_launcher"  # otherwise every process would take GPU 0
+    return options
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """vLLM takes a process for its own: it seeds all generators and replaces ``torch.set_num_threads``."""
+    set_num_threads, python_state, numpy_state = torch.set_num_threads, random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
