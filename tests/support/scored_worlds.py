@@ -11,7 +11,12 @@ from irlops_jobs.evaluation.table import SampleTable
 
 
 def draw_world(
-    *, separation: float, solve_rates: tuple[float, float], num_problems: int = 400, num_samples: int = 16, seed: int = 0
+    *,
+    separation: float,
+    solve_rates: tuple[float, float],
+    num_problems: int = 400,
+    num_samples: int = 16,
+    seed: int = 0,
 ) -> tuple[SampleTable, Calibration]:
     """Right samples have rewards around separation / 2, wrong ones around -separation / 2, both with a spread of 1.
 
