@@ -14,7 +14,7 @@ LONGER_BY_DESIGN = {
     "platform/irlops/contracts/pipeline.py": 500,  # the whole ReasoningPipeline resource reads top to bottom
 }
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
-HOME_FOLDER = re.compile(r"/(home|Users)/(?!me/|user/|runner/)\w+/|/root/")
+HOME_FOLDER = re.compile(r"/(home|Users)/(?!me/|user/|runner/)\w+/|/ro{2}t/")
 
 
 @cache
