@@ -1,0 +1,94 @@
+"""Two real torchelastic workers with gloo learn what one process learns from the same global batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.miniature_jobs import Ended, launch, miniature, recorded, run_here, weights
+
+pytestmark = pytest.mark.slow
+
+LEARNED = {
+    "sft": ("sft/loss", "sft/grad_norm", "dev/num_tokens"),
+    "grpo": ("policy/loss", "policy/grad_norm", "policy/kl", "rollout/num_tokens", "dev/num_tokens"),
+    "airl": (
+        "critic/loss",
+        "critic/num_corrupted",
+        "critic/branch_loss",
+        "critic/branch_accuracy",
+        "reward/wrong",
+        "policy/loss",
+        "policy/kl",
+        "rollout/num_tokens",
+        "dev/group_std",
+    ),
+}
+HALVES = {"sft": ("policy",), "grpo": ("policy",), "airl": ("policy", "critic")}
+
+
+def mean_distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Mean absolute difference of all weights. A single one may differ by a whole step of AdamW: where a gradient is all
+    but zero, rounding decides its sign."""
+    assert one.keys() == other.keys()
+    differences = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    return float(differences.mean())
+
+
+class Launched:
+    """Each kind of job once, by two processes; the job itself refuses to export weights that differ between them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ended: dict[str, Ended] = {}
+
+    def run_dir(self, kind: str) -> Path:
+        if kind not in self._ended:
+            self._ended[kind] = launch(miniature(kind), self._folder, num_processes=2)
+        assert self._ended[kind].code == 0, self._ended[kind].output
+        return self._folder / f"mini-{kind}"
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    return Launched(tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo", "airl"])
+def test_two_processes_learn_what_one_learns_from_the_same_global_batch(by_two: Launched, tmp_path: Path, kind: str):
+    one, two = run_here(miniature(kind), tmp_path), by_two.run_dir(kind)
+    alone, together = recorded(one), recorded(two)
+    assert alone.keys() == together.keys()
+    for step, row in alone.items():
+        for name in LEARNED[kind]:
+            if name in row:
+                assert together[step][name] == pytest.approx(row[name], rel=1e-2, abs=1e-4), (step, name)
+    for half in HALVES[kind]:
+        assert mean_distance(weights(two, half), weights(one, half)) < 1e-4
+
+
+def test_a_job_of_two_processes_that_is_told_to_stop_goes_on_exactly_where_it_was(by_two: Launched, tmp_path: Path):
+    stopped = launch(miniature("airl"), tmp_path, num_processes=2, sigterm_at="round    1/4")
+    assert stopped.code == 143, stopped.output
+    assert "asked to stop and saved its state" in stopped.output
+    resumed = launch(miniature("airl"), tmp_path, num_processes=2)
+    assert resumed.code == 0, resumed.output
+    assert "resumed after round" in resumed.output
+    for half in ("policy", "critic"):
+        expected, found = weights(by_two.run_dir("airl"), half), weights(tmp_path / "mini-airl", half)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert list(recorded(tmp_path / "mini-airl")) == [0, 1, 2, 3, 4]
+
+
+def test_weights_sharded_over_two_processes_learn_what_copies_learn(by_two: Launched, tmp_path: Path):
+    ended = launch(miniature("sft", sharding="fsdp", evaluate_every=0), tmp_path, num_processes=2)
+    assert ended.code == 0, ended.output
+    copied, sharded = by_two.run_dir("sft"), tmp_path / "mini-sft"
+    expected, found = recorded(copied), recorded(sharded)
+    for step, row in expected.items():
+        assert found[step]["sft/loss"] == pytest.approx(row["sft/loss"], rel=1e-4)
+    assert mean_distance(weights(sharded), weights(copied)) < 1e-4
