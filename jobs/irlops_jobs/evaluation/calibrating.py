@@ -53,7 +53,7 @@ def fit_temperature(reward_PN: Floats, right_PN: Booleans) -> tuple[float, float
         logit = parameters[0] * scaled + parameters[1]
         residual = sigmoid(logit) - target
         value = np.mean(np.logaddexp(0.0, logit) - target * logit)
-        return float(value), np.array([np.mean(residual * scaled), np.mean(residual)])
+        return float(value), np.array([np.mean(residual * scaled), np.mean(residual)], np.float64)
 
     start = np.array([1.0, np.log((num_right + 1) / (num_wrong + 1))])
     fitted = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(_SMALLEST_SLOPE, None), (None, None)])
@@ -83,7 +83,7 @@ class Reliability:
         if self.sums_PB3[..., 0].sum() == 0:
             return Estimate(mean=None)
         value = _ece(self.sums_PB3.sum(axis=0)[None])[0]
-        resampled = np.tensordot(bootstrap.counts_RP, self.sums_PB3, axes=1)
+        resampled: Floats = np.asarray(np.tensordot(bootstrap.counts_RP, self.sums_PB3, axes=1), np.float64)
         return Estimate(mean=float(value), ci95=interval(_ece(resampled)))
 
     def bins(self) -> list[ReliabilityBin]:

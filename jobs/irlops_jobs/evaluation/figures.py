@@ -23,7 +23,7 @@ from irlops_jobs.evaluation.style import (
     say_nothing,
 )
 
-_PERCENT = PercentFormatter(xmax=1, decimals=0)
+_PERCENT = PercentFormatter(xmax=1)
 _NUM_BARS = 40
 
 
@@ -147,7 +147,7 @@ def samples_against_accuracy(evaluation: Evaluation) -> Figure:
         axes.plot(
             chosen.mean_samples, chosen.accuracy, marker="D", markersize=13, markerfacecolor="none",
             markeredgecolor="black", markeredgewidth=1.6, linestyle="none",
-            label=f"as sure as dev problems chose: {chosen.accuracy:.1%} with {chosen.mean_samples:.1f}{_paired_loss(evaluation)}",
+            label=f"as sure as dev problems chose: {chosen.accuracy:.1%} with {chosen.mean_samples:.1f} samples{_paired_loss(evaluation)}",
         )  # fmt: skip
         axes.yaxis.set_major_formatter(_PERCENT)
         axes.set_xlabel("samples per problem, mean")
@@ -169,7 +169,7 @@ def _paired_loss(evaluation: Evaluation) -> str:
     if loss is None or loss.mean is None or loss.ci95 is None:
         return ""
     low, high = (100 * end for end in loss.ci95)
-    return f",\n{100 * loss.mean:+.1f} points against all samples ({low:+.1f} to {high:+.1f})"
+    return f",\n{100 * loss.mean:+.1f} points against all of them ({low:+.1f} to {high:+.1f})"
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:

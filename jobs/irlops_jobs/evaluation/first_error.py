@@ -8,6 +8,7 @@ A rule turns the numbers of a trace's tokens into one guessed token:
     change       the token from which on the numbers fit "wrong" best, and before it "right": with log-odds as numbers, the
                  most likely change point, argmin over t of the sum of (number - trace's mean) from t on
 
+    first_below  the first token below a threshold, which was fitted on other traces; the lowest token where none is
     first_low    the first token nearer to the trace's lowest number than to its mean: what follows an error often reads worse
 
 Ties go to the earliest. A guess is a hit when it is one of the corrupted tokens (``first_error_start`` to
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from irlops.contracts.evaluation import FirstError
+from irlops.contracts.evaluation import Estimate, FirstError
 from irlops_jobs.evaluation.bootstrap import Bootstrap
 from irlops_jobs.evaluation.carriers import CorruptedTrace, check_corrupted
 from irlops_jobs.evaluation.table import Floats
 
 DEFAULT_RULE = "lowest"
+_NONE = (Estimate(mean=None), Estimate(mean=None))
 
 
 def _before_mean(values_T: Floats) -> Floats:
@@ -48,20 +50,33 @@ _RULES: dict[str, Callable[[Floats], Floats]] = {
     "change": _suffix_sums,
     "first_low": lambda values_T: np.where(values_T <= (values_T.min() + values_T.mean()) / 2, -1.0, 0.0),
 }
-RULES = tuple(_RULES)
+RULES = (*_RULES, "first_below")
 
 
-def guess_first_error(token_numbers: Sequence[float], rule: str) -> int:
-    """The token that a rule takes for the first error."""
-    return int(np.argmin(_RULES[rule](np.asarray(token_numbers, np.float64))))
+def guess_first_error(token_numbers: Sequence[float], rule: str, below: float | None = None) -> int:
+    """The token that a rule takes for the first error.
+
+    Args:
+        below: Threshold of ``first_below``; without one it is ``lowest``.
+    """
+    values_T = np.asarray(token_numbers, np.float64)
+    if rule == "first_below":
+        under = np.flatnonzero(values_T < (-np.inf if below is None else below))
+        return int(under[0] if len(under) else values_T.argmin())
+    return int(np.argmin(_RULES[rule](values_T)))
 
 
 @dataclass(frozen=True)
 class ChosenRules:
-    """The rule for each kind of number. Example: ``ChosenRules(reward="lowest", logprob="drop")``."""
+    """The rule for each kind of number, and the thresholds of ``first_below``.
+
+    Example: ``ChosenRules(reward="first_below", reward_below=-1.5, logprob="lowest")``.
+    """
 
     reward: str = DEFAULT_RULE
     logprob: str = DEFAULT_RULE
+    reward_below: float | None = None
+    logprob_below: float | None = None
 
 
 def choose_rules(dev: Sequence[CorruptedTrace]) -> ChosenRules:
@@ -74,11 +89,37 @@ def choose_rules(dev: Sequence[CorruptedTrace]) -> ChosenRules:
     usable = [trace for trace in dev if _has_error(trace)]
     if not usable:
         return ChosenRules()
-    reward = _hits([trace.token_rewards for trace in usable], usable)
-    logprob = _hits([trace.token_logprobs for trace in usable], usable)
+    rewards, logprobs = [trace.token_rewards for trace in usable], [trace.token_logprobs for trace in usable]
+    reward_below, logprob_below = _fit_threshold(rewards, usable), _fit_threshold(logprobs, usable)
+    reward, logprob = _hits(rewards, usable, reward_below), _hits(logprobs, usable, logprob_below)
     return ChosenRules(
-        reward=max(RULES, key=lambda rule: reward[rule].sum()), logprob=max(RULES, key=lambda rule: logprob[rule].sum())
+        reward=max(RULES, key=lambda rule: reward[rule].sum()),
+        logprob=max(RULES, key=lambda rule: logprob[rule].sum()),
+        reward_below=reward_below,
+        logprob_below=logprob_below,
     )
+
+
+def _fit_threshold(numbers: Sequence[Sequence[float]], traces: Sequence[CorruptedTrace]) -> float | None:
+    """The middle of the thresholds with the most hits; None when no threshold hits any.
+
+    A threshold hits a trace when it is above the lowest corrupted token's number and not above any number before.
+    """
+    ranges = [
+        (
+            min(values[trace.first_error_start : trace.first_error_end]),
+            min(values[: trace.first_error_start], default=np.inf),
+        )
+        for values, trace in zip(numbers, traces, strict=True)
+    ]
+    ends = np.unique([end for pair in ranges for end in pair if np.isfinite(end)])
+    middles = (ends[1:] + ends[:-1]) / 2
+    if not len(middles):
+        return None
+    low_T, high_T = np.array(ranges).T
+    hits = ((low_T[None] < middles[:, None]) & (middles[:, None] <= high_T[None])).sum(axis=1)
+    best = np.flatnonzero(hits == hits.max())
+    return float(middles[best[len(best) // 2]]) if hits.max() else None
 
 
 def localise(
@@ -97,28 +138,28 @@ def localise(
     rules = rules or ChosenRules()
     usable = [trace for trace in traces if _has_error(trace)]
     num_excluded = len(traces) - len(usable)
-    if not usable:
-        return FirstError(
-            hit_at_1=None, chance=None, num_traces=0, rule=rules.reward, logprob_hit_at_1=None, logprob_rule=rules.logprob,
-            num_excluded=num_excluded,
-        )  # fmt: skip
-    bootstrap = Bootstrap.of(len(usable), seed=seed, num_resamples=num_resamples)
     reward, logprob = (
-        _hits([t.token_rewards for t in usable], usable),
-        _hits([t.token_logprobs for t in usable], usable),
+        _hits([t.token_rewards for t in usable], usable, rules.reward_below),
+        _hits([t.token_logprobs for t in usable], usable, rules.logprob_below),
     )
-    headline, baseline = bootstrap.mean(reward[rules.reward]), bootstrap.mean(logprob[rules.logprob])
+    bootstrap = Bootstrap.of(max(len(usable), 1), seed=seed, num_resamples=num_resamples)
+    headline, baseline = (
+        (bootstrap.mean(reward[rules.reward]), bootstrap.mean(logprob[rules.logprob])) if usable else _NONE
+    )
+    chances = [(t.first_error_end - t.first_error_start) / t.num_tokens for t in usable]
     return FirstError(
         hit_at_1=headline.mean,
         ci95=headline.ci95,
-        chance=float(np.mean([(t.first_error_end - t.first_error_start) / t.num_tokens for t in usable])),
+        chance=float(np.mean(chances)) if usable else None,
         num_traces=len(usable),
         rule=rules.reward,
+        threshold=rules.reward_below if rules.reward == "first_below" else None,
         logprob_hit_at_1=baseline.mean,
         logprob_ci95=baseline.ci95,
         logprob_rule=rules.logprob,
+        logprob_threshold=rules.logprob_below if rules.logprob == "first_below" else None,
         num_excluded=num_excluded,
-        by_rule={r: {"reward": float(reward[r].mean()), "logprob": float(logprob[r].mean())} for r in RULES},
+        by_rule={r: {"reward": float(reward[r].mean()), "logprob": float(logprob[r].mean())} for r in RULES if usable},
     )
 
 
@@ -126,11 +167,13 @@ def _has_error(trace: CorruptedTrace) -> bool:
     return 0 <= trace.first_error_start < trace.first_error_end <= trace.num_tokens
 
 
-def _hits(numbers: Sequence[Sequence[float]], traces: Sequence[CorruptedTrace]) -> dict[str, Floats]:
+def _hits(
+    numbers: Sequence[Sequence[float]], traces: Sequence[CorruptedTrace], below: float | None
+) -> dict[str, Floats]:
     return {
         rule: np.array(
             [
-                float(trace.first_error_start <= guess_first_error(values, rule) < trace.first_error_end)
+                float(trace.first_error_start <= guess_first_error(values, rule, below) < trace.first_error_end)
                 for values, trace in zip(numbers, traces, strict=True)
             ]
         )

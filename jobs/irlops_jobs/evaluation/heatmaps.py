@@ -19,9 +19,10 @@ from irlops_jobs.evaluation.style import drawn, say_nothing
 from irlops_jobs.evaluation.table import Floats
 from irlops_jobs.models.prompts import decode_solution
 
-_COLUMNS = 86
-_FONT_POINTS = 9.6
-_ROW_INCHES = 0.3
+_FEWEST_COLUMNS, _MOST_COLUMNS = 70, 86
+_LINE_POINTS = 826.0
+"""Font size times columns: one character is one column wide."""
+_ROW_INCHES_PER_POINT = 0.031
 _HEAD_INCHES = 0.55
 _LONGEST = 320
 """Tokens drawn of one solution; what comes after is left out, and said so."""
@@ -52,6 +53,7 @@ def pick_passages(
     corrupted: Sequence[CorruptedTrace],
     tokenizer: PreTrainedTokenizerBase,
     rule: str,
+    below: float | None = None,
 ) -> list[Passage]:
     """The first problem that has both: its first right and its first wrong sample; and the first corrupted solution.
 
@@ -72,8 +74,8 @@ def pick_passages(
         break
     for trace in (one for one in corrupted if one.token_ids):
         span = (trace.first_error_start, trace.first_error_end)
-        guess = guess_first_error(trace.token_rewards, rule)
-        title = f"Expert's solution with an error put in (framed); lowest by rule {rule!r} is underlined"
+        guess = guess_first_error(trace.token_rewards, rule, below)
+        title = "Expert's solution with an error put in (framed); the critic's guess is underlined"
         passages.append(Passage(title, _spell(tokenizer, trace.token_ids), tuple(trace.token_rewards), span, guess))
         break
     return passages
@@ -86,7 +88,10 @@ def token_heatmaps(passages: Sequence[Passage], *, centre: float) -> Figure:
         centre: Reward that stays white: the mean over the tokens of all samples, as published (arXiv 2510.01857).
     """
     layouts = [_place(passage.tokens[:_LONGEST]) for passage in passages]
-    heights = [_HEAD_INCHES + _ROW_INCHES * (rows[-1][1] + 1 if rows else 1) for rows in layouts]
+    widest = max((column + len(shown) for places in layouts for column, _, shown in places), default=0)
+    columns = max(widest, _FEWEST_COLUMNS)
+    row_inches = _ROW_INCHES_PER_POINT * _LINE_POINTS / columns
+    heights = [_HEAD_INCHES + row_inches * (rows[-1][1] + 1 if rows else 1) for rows in layouts]
     with drawn(sum(heights) + 0.7, nrows=max(len(passages), 1), height_ratios=heights or [1], squeeze=False) as (
         figure,
         grid,
@@ -96,7 +101,7 @@ def token_heatmaps(passages: Sequence[Passage], *, centre: float) -> Figure:
             return figure
         scale = _scale(passages, centre)
         for axes, passage, places in zip(grid[:, 0], passages, layouts, strict=True):
-            _draw_passage(axes, passage, places, scale)
+            _draw_passage(axes, passage, places, scale, columns)
         bar = figure.colorbar(
             scale, ax=list(grid[:, 0]), orientation="horizontal", fraction=0.03, pad=0.02, aspect=60, shrink=0.7
         )
@@ -121,16 +126,18 @@ def _place(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
     column = row = 0
     for token in tokens:
         shown = token.replace("\n", "\u21b5").replace("\t", " ") or " "
-        if column and column + len(shown) > _COLUMNS:
+        if column and column + len(shown) > _MOST_COLUMNS:
             column, row = 0, row + 1
-        places.append((column, row, shown[:_COLUMNS]))
+        places.append((column, row, shown[:_MOST_COLUMNS]))
         column += len(shown)
         if "\n" in token:
             column, row = 0, row + 1
     return places
 
 
-def _draw_passage(axes: Axes, passage: Passage, places: Sequence[tuple[int, int, str]], scale: ScalarMappable) -> None:
+def _draw_passage(
+    axes: Axes, passage: Passage, places: Sequence[tuple[int, int, str]], scale: ScalarMappable, columns: int
+) -> None:
     values = np.asarray(passage.rewards[: len(places)], np.float64)
     shades: Floats = scale.norm(values)  # pyright: ignore[reportAssignmentType] - an array gives an array
     for index, (column, row, shown) in enumerate(places):
@@ -139,7 +146,7 @@ def _draw_passage(axes: Axes, passage: Passage, places: Sequence[tuple[int, int,
         dark = abs(shades[index] - 0.5) * 2 > _WHITE_TEXT_BEYOND
         axes.text(
             column + len(shown) / 2, row + 0.47, shown.strip(), ha="center", va="center", family="DejaVu Sans Mono",
-            fontsize=_FONT_POINTS, color="white" if dark else "black", parse_math=False,
+            fontsize=_LINE_POINTS / columns, color="white" if dark else "black", parse_math=False,
         )  # fmt: skip
         if passage.known_error and passage.known_error[0] <= index < passage.known_error[1]:
             axes.add_patch(
@@ -149,6 +156,6 @@ def _draw_passage(axes: Axes, passage: Passage, places: Sequence[tuple[int, int,
             axes.plot([column, column + len(shown)], [row + 1.0, row + 1.0], color="black", linewidth=2.2, zorder=4)
     left_out = len(passage.tokens) - len(places)
     axes.set_title(passage.title + (f" ({left_out} more tokens)" if left_out else ""), fontsize=10.5)
-    axes.set_xlim(0, _COLUMNS)
+    axes.set_xlim(0, columns)
     axes.set_ylim((places[-1][1] if places else 0) + 1.15, -0.1)
     axes.axis("off")

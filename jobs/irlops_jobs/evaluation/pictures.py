@@ -62,7 +62,7 @@ def draw_evaluation(
         Picture(
             save(_heatmaps(measured, problems, corrupted, tokenizer), folder / "heatmaps.png"),
             "Token rewards, not picked for looks: the first problem with both a right and a wrong sample, and the first "
-            "corrupted expert solution. White is the mean over all sampled tokens.",
+            "corrupted expert solution. White is the mean over all sampled tokens, ■ the end.",
         ),
         Picture(
             save(figures.correlations(evaluation), folder / "correlations.png"),
@@ -96,7 +96,7 @@ def _heatmaps(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Any:
     found = measured.evaluation.first_error
-    rule = DEFAULT_RULE if found is None else found.rule
+    rule, below = (DEFAULT_RULE, None) if found is None else (found.rule, found.threshold)
     rewards = [reward for problem in problems for sample in problem.samples for reward in sample.token_rewards]
-    passages = pick_passages(problems, measured.table.right_PN.tolist(), corrupted, tokenizer, rule)
+    passages = pick_passages(problems, measured.table.right_PN.tolist(), corrupted, tokenizer, rule, below)
     return token_heatmaps(passages, centre=float(np.mean(rewards)) if rewards else 0.0)

@@ -44,6 +44,7 @@ def render_report(evaluations: Mapping[str, Evaluation], pair_row: str, pictures
         pair_row=pair_row,
         numbers=_numbers(pair),
         notes=_notes(pair),
+        rules=_rules(pair),
         pictures=[
             {
                 "alt": picture.path.stem.replace("_", " "),
@@ -124,20 +125,34 @@ def _first_error_numbers(pair: Evaluation) -> list[dict[str, str]]:
     found = pair.first_error
     if found is None:
         return []
+    published = found.by_rule.get("lowest", {}).get("logprob")
     return [
         {
             "name": "First error, Hit@1",
             "value": _number(found.hit_at_1),
             "spread": _ends(found.ci95),
-            "says": f"The guessed token of {found.num_traces} corrupted expert solutions is a wrong one; "
-            f"a random token is one with {_number(found.chance)}. Rule: {found.rule}.",
+            "says": f"In {found.num_traces} corrupted expert solutions the guessed token is a wrong one; a random token would "
+            f"be with {_number(found.chance)}. Rule: {_rule(found.rule, found.threshold)}.",
         },
         {
-            "name": "by log-probability",
+            "name": "by the policy's log-probability",
             "value": _number(found.logprob_hit_at_1),
             "spread": _ends(found.logprob_ci95),
-            "says": f"The policy's own log-probabilities do this well. Rule: {found.logprob_rule}.",
+            "says": "The same from the policy's own surprise, by the rule that suits it best: "
+            f"{_rule(found.logprob_rule, found.logprob_threshold)}. Its least likely token, as published: {_number(published)}.",
         },
+    ]
+
+
+def _rule(name: str, threshold: float | None) -> str:
+    return name.replace("_", " ") + ("" if threshold is None else f" {threshold:.2f}")
+
+
+def _rules(pair: Evaluation) -> list[dict[str, str]]:
+    by_rule = pair.first_error.by_rule if pair.first_error else {}
+    return [
+        {"name": name.replace("_", " "), "reward": _number(hits["reward"]), "logprob": _number(hits["logprob"])}
+        for name, hits in by_rule.items()
     ]
 
 

@@ -36,7 +36,7 @@ SELECTOR_TITLES = {
 
 _WIDTH_INCHES = 8.0
 _DOTS_PER_INCH = 200
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 12,
@@ -83,6 +83,4 @@ def save(figure: Figure, path: Path) -> Path:
 def say_nothing(axes: Axes, reason: str) -> None:
     """In place of a picture that these samples can't give."""
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, color=NEUTRAL, wrap=True)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
+    axes.axis("off")

@@ -125,11 +125,15 @@ class FirstError(_Record):
     """The exact expectation for a token drawn at random."""
     num_traces: int
     rule: str
-    """How token rewards become a guess; the same rule for every trace."""
+    """How token rewards become a guess; the same rule for every trace, chosen on corrupted dev solutions."""
+    threshold: float | None = None
+    """Of the rule ``first_below``, fitted on dev solutions."""
     ci95: tuple[float, float] | None = None
     logprob_hit_at_1: float | None
     """The policy's own log-probabilities as the score, by the rule below: the baseline to beat."""
     logprob_rule: str
+    """The rule that suits log-probabilities best on dev solutions; ``by_rule`` has ``lowest``, as published."""
+    logprob_threshold: float | None = None
     logprob_ci95: tuple[float, float] | None = None
     num_excluded: int = 0
     """Traces whose error lies behind their last token."""
