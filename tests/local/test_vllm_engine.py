@@ -15,11 +15,7 @@ from irlops_jobs.models.scorers import PolicyScorer
 from irlops_jobs.models.shared_prefix import TraceBatch
 from support.tiny_models import save_tiny_policy
 
-pytestmark = [
-    pytest.mark.slow,
-    # vLLM looks at every attribute of every module, torch's deprecated ones included.
-    pytest.mark.filterwarnings("ignore:.*reduce_op:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 CONFIG = RolloutConfig(engine="vllm", samples_per_prompt=3, max_new_tokens=12, temperature=0.7)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
+from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts, in_reach_of_gradients
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BranchBatch(TraceBatch):
 
 def branch_hidden_states(backbone: nn.Module, batch: BranchBatch) -> tuple[Tensor, Tensor]:
     """Final hidden states at the solutions' tokens (S, T, H) and at the branches' tokens (S, A, H)."""
-    _, cache = encode_prompts(backbone, batch.prompt_ids_QP, batch.prompt_mask_QP)
+    prompt_hidden, cache = encode_prompts(backbone, batch.prompt_ids_QP, batch.prompt_mask_QP)
     for layer in dynamic_layers(cache):
         layer.keys = layer.keys.index_select(0, batch.parent_S)  # pyright: ignore[reportOptionalMemberAccess] - filled above
         layer.values = layer.values.index_select(0, batch.parent_S)  # pyright: ignore[reportOptionalMemberAccess] - as above
@@ -43,6 +43,7 @@ def branch_hidden_states(backbone: nn.Module, batch: BranchBatch) -> tuple[Tenso
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+    at = in_reach_of_gradients(at, prompt_hidden, backbone)
     return at[:, :num_solution_tokens], at[:, num_solution_tokens:]
 
 

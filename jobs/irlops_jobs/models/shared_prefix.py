@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
@@ -86,8 +87,20 @@ def hidden_states(backbone: nn.Module, batch: TraceBatch) -> tuple[Tensor, Tenso
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+    at = in_reach_of_gradients(at, prompt_hidden, backbone)
     before = torch.cat([last_QH[batch.parent_S][:, None], at[:, :-1]], dim=1)
     return before, at
+
+
+def in_reach_of_gradients(states: Tensor, prompt_hidden: Tensor, backbone: nn.Module) -> Tensor:
+    """``states`` as they are, with the prompts' last layer in their graph when weights are sharded.
+
+    FSDP2 gathers a layer's weights for the backward pass when a gradient reaches the layer's output. A critic reads its
+    prompts through keys and values alone, so none would reach the last layer's, and its weights would not be there.
+    """
+    if any(isinstance(module, FSDPModule) for module in backbone.modules()):
+        return states + 0.0 * prompt_hidden.sum()
+    return states
 
 
 def _chunk_logprobs(hidden_NH: Tensor, token_N: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:

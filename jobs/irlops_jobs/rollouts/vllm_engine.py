@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -123,7 +124,8 @@ def _as_it_was() -> Iterator[None]:
     """vLLM takes a process for its own: it seeds all generators and replaces ``torch.set_num_threads``."""
     set_num_threads, python_state, numpy_state = torch.set_num_threads, random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # it looks at every attribute of torch, deprecated ones too
             yield
     finally:
         torch.set_num_threads = set_num_threads
