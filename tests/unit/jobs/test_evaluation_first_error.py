@@ -49,8 +49,9 @@ def test_hits_chance_and_the_log_probability_baseline_by_hand():
 def test_rules_are_chosen_on_other_traces_for_rewards_and_log_probabilities_each():
     # The error is the drop to -1 for the rewards, not their lowest; for the log-probabilities it is the lowest.
     dev = [trace([3.0, -1.0, -2.0], (1, 2), logprobs=[-1.0, -9.0, -8.0])]
-    assert choose_rules(dev) == ChosenRules(reward="drop", logprob="lowest")
-    found = localise([trace([3.0, -1.0, -2.0], (1, 2))], rules=choose_rules(dev), seed=0)
+    rules = choose_rules(dev)
+    assert (rules.reward, rules.logprob) == ("drop", "lowest")
+    found = localise([trace([3.0, -1.0, -2.0], (1, 2))], rules=rules, seed=0)
     assert found is not None
     assert (found.hit_at_1, found.rule) == (1.0, "drop")
     assert found.by_rule["lowest"]["reward"] == 0.0
@@ -79,3 +80,26 @@ def test_only_excluded_traces_give_null_and_not_nan():
 def test_a_broken_reward_stops_with_the_trace_that_has_it():
     with pytest.raises(DataError, match="corrupted trace 1: token 0 of its rewards is nan"):
         localise([trace([1.0], (0, 1)), trace([float("nan")], (0, 1))], seed=0)
+
+
+def test_a_threshold_takes_the_first_token_below_it():
+    assert guess_first_error([3.0, -1.0, -4.0], "first_below", -0.5) == 1
+    assert guess_first_error([3.0, -1.0, -4.0], "first_below", -2.0) == 2
+
+
+def test_where_no_token_is_below_the_threshold_the_lowest_is_taken():
+    assert guess_first_error([3.0, 1.0, 2.0], "first_below", 0.0) == 1
+
+
+def test_the_threshold_lies_in_the_middle_of_those_that_hit_most():
+    # Hit where the threshold is above the error's -2 and -1 and not above the 4 and 0.5 before it: -1 to 0.5.
+    dev = [trace([4.0, -2.0, -6.0], (1, 2)), trace([0.5, 9.0, -1.0, -9.0, 9.0, -9.0], (2, 3))]
+    below = choose_rules(dev).reward_below
+    assert below == -0.25
+    found = localise(dev, rules=ChosenRules("first_below", reward_below=below), seed=0)
+    assert found is not None
+    assert (found.hit_at_1, found.rule, found.threshold) == (1.0, "first_below", -0.25)
+
+
+def test_an_error_in_the_first_token_needs_no_token_before_it():
+    assert choose_rules([trace([-2.0, 1.0], (0, 1))]).reward == "lowest"
