@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from irlops.contracts.jobs import AirlJob, JobEnvironment
+from irlops.errors import PreemptedError
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.launch import run_worker
 from irlops_jobs.models.build import build_critic, export_critic, export_policy
@@ -24,6 +25,9 @@ from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.session import open_session
 from irlops_jobs.updates.critic_learner import CriticLearner
 from irlops_jobs.updates.policy_learner import PolicyLearner
+
+WARM_UP_CHUNK = 100
+"""Updates between two lines of progress, and between two looks at whether to stop."""
 
 
 def airl(job: AirlJob, environment: JobEnvironment) -> None:
@@ -90,10 +94,25 @@ class AirlRounds:
         return metrics | times
 
     def warm_up(self) -> dict[str, float]:
-        """Teach the critic from experts alone, before it meets the first sample."""
-        return self._critic.learn_expert_states(
-            self._side.demonstrations, self._job.critic.branch_warmup_updates, draw="warm-up"
-        )
+        """Teach the critic from experts alone, before it meets the first sample.
+
+        Raises:
+            PreemptedError: asked to stop; nothing is saved yet, so the next start begins here again.
+        """
+        session, total = self._side.session, self._job.critic.branch_warmup_updates
+        metrics: dict[str, float] = {}
+        for start in range(0, total, WARM_UP_CHUNK):
+            num = min(WARM_UP_CHUNK, total - start)
+            metrics = self._critic.learn_expert_states(self._side.demonstrations, num, draw=f"warm-up {start}")
+            if metrics:
+                right = metrics["critic/branch_accuracy"]
+                session.say(f"critic warm-up {start + num:4d}/{total}  expert token preferred {right:.3f}")
+            if session.runtime.agree_to_stop():
+                raise PreemptedError(
+                    f"{self._job.run_name} was asked to stop during the critic's warm-up, before anything was saved. "
+                    "Start the same job again; it begins with the warm-up."
+                )
+        return metrics
 
     def _reward_of_sides(
         self, rollouts: Sequence[SampledQuestion], rewards: Sequence[Sequence[Tensor]]
