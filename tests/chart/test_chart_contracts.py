@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 
@@ -12,6 +13,7 @@ from irlops.contracts.operator import OPERATOR_SERIES, load_operator_settings
 from irlops_serving.gateway.keys import make_key, read_key_file
 from irlops_serving.gateway.metrics import Metrics
 from irlops_serving.gateway.settings import load_settings
+from support.certificates import self_signed
 from support.charts import ALL_MONITORS, CASES, CHARTS, find, render
 
 GUIDE = CHARTS.parent / "docs" / "guides" / "alerts.md"
@@ -19,7 +21,7 @@ GUIDE = CHARTS.parent / "docs" / "guides" / "alerts.md"
 
 @pytest.fixture
 def clean_environment(monkeypatch):
-    for name in list(__import__("os").environ):
+    for name in list(os.environ):
         if name.startswith(("IRLOPS_", "MLFLOW_")):
             monkeypatch.delenv(name)
     return monkeypatch
@@ -29,6 +31,10 @@ def gateway_settings(values, environment, folder):
     objects = render(values)
     for name, value in find(objects, "ConfigMap", "irlops-gateway")["data"].items():
         environment.setenv(name, value)
+    if "IRLOPS_GATEWAY_TLS_CERT_FILE" in os.environ:  # mounted from a Secret on a cluster; here a pair of our own
+        certificate, key = self_signed(folder)
+        environment.setenv("IRLOPS_GATEWAY_TLS_CERT_FILE", str(certificate))
+        environment.setenv("IRLOPS_GATEWAY_TLS_KEY_FILE", str(key))
     config = folder / "gateway.yaml"
     config.write_text(find(objects, "ConfigMap", "irlops-gateway-pair")["data"]["gateway.yaml"])
     return load_settings(config)

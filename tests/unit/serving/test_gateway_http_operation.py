@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import ssl
-import subprocess
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -15,6 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from irlops_serving.gateway.tracing import traced_with
+from support.certificates import self_signed
 from support.gateway_rig import QUESTION, RIGHT, rig, running, settings_for
 from support.stub_upstreams import StubCritic, StubPolicy, Vocabulary, served
 
@@ -202,11 +202,7 @@ async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
 
 @pytest.fixture
 def certificate_and_key(tmp_path):
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
-    return certificate, key
+    return self_signed(tmp_path)
 
 
 async def test_the_gateway_speaks_tls_from_files(certificate_and_key):
