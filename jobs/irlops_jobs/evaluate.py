@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from irlops.answers import AnswerRule, extract_answer
 from irlops.contracts.jobs import EvaluateJob, JobEnvironment
-from irlops.errors import ConfigError, PreemptedError
+from irlops.errors import ConfigError, PairError, PreemptedError
 from irlops_jobs.demonstrations.carriers import Demonstration
 from irlops_jobs.demonstrations.perturbations import PerturbationMix, Perturbed, perturb_positives, token_span
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem, ScoredSample
@@ -100,9 +100,18 @@ class Judge:
         return cls(session, job, policy, build_critic(job, session.environment, tokenizer), tokenizer)
 
     def load_policy(self, policy_from: str | None) -> nn.Module:
-        """Another row's policy; it must speak the same tokens for the critic to read it."""
+        """Another row's policy.
+
+        Raises:
+            PairError: its tokens aren't the critic's, so its rewards would belong to other ones.
+        """
         model = self._job.model.model_copy(update={"policy_from": policy_from})
-        policy, _ = build_policy(self._job.model_copy(update={"model": model}), self._session.environment)
+        policy, tokenizer = build_policy(self._job.model_copy(update={"model": model}), self._session.environment)
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise PairError(
+                f"compare names {policy_from or 'the untrained preset'}, which uses another tokenizer ({len(tokenizer)} tokens) "
+                f"than the critic ({len(self.tokenizer)}). Compare policies of the same family, or evaluate it with its own critic."
+            )
         return policy
 
     def solve(self, policy: nn.Module, rows: Sequence[Demonstration], split: str) -> list[ScoredProblem]:

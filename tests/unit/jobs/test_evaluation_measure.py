@@ -126,7 +126,10 @@ def test_other_policies_samples_are_measured_by_the_same_critic_as_transfer():
 
 def test_everything_fitted_comes_from_dev_problems():
     rng = np.random.default_rng(0)
-    right = [[sample("5", r) for r in rng.normal(1, 1, 4)] + [sample("6", r) for r in rng.normal(-1, 1, 4)] for _ in range(60)]
+    right = [
+        [sample("5", r) for r in rng.normal(1, 1, 4)] + [sample("6", r) for r in rng.normal(-1, 1, 4)]
+        for _ in range(60)
+    ]
     calibration = calibrate([problem(*samples) for samples in right], seed=0)
     assert calibration.temperature == pytest.approx(0.5, rel=0.2)  # log-odds of the two normals: 2 r
     assert calibration.bias == pytest.approx(0.0, abs=0.15)
