@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,9 @@ def sft(job: SftJob, environment: JobEnvironment) -> None:
         session.say(f"{job.run_name}: {len(demonstrations)} demonstrations, steps {start} to {job.num_steps}")
         held_out = _held_out(session, job, model, tokenizer) if job.evaluate_every else None
         batches = batches_from(demonstrations, job.batch_size, seed=job.seed)
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(
+            islice(batches, job.num_steps)
+        ):  # none is left when a job that had ended is run again
             if step < start:
                 continue
             torch.manual_seed(derive_seed("step", job.seed, step, session.runtime.rank))  # dropout, also when resumed
@@ -65,8 +68,6 @@ def sft(job: SftJob, environment: JobEnvironment) -> None:
                 store.save(step + 1, {"policy": trainer}, {})
             if stopping and not is_last:
                 session.stop_if_asked()
-            if is_last:
-                break
         export_policy(session, trainer, tokenizer)
 
 

@@ -79,7 +79,7 @@ class CheckpointStore:
     def _attempt(self, write: Any) -> OSError | None:
         try:
             write()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
             cause = _os_error_in(error)
             if cause is None:
                 raise
@@ -118,7 +118,7 @@ class CheckpointStore:
                 load(state, checkpoint_id=folder, no_dist=self._runtime.world_size == 1)
         except (OSError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
-                f"Checkpoint {folder} can't be read: {str(error)[:300]}. Remove that folder to resume from the one before."
+                f"Checkpoint {folder} can't be read: {_first_line(error)}. Remove that folder to resume from the one before."
             ) from error
         for name, trainer in trainers.items():
             set_state_dict(
@@ -170,6 +170,13 @@ class CheckpointStore:
             shutil.rmtree(self._path(step), ignore_errors=True)
 
 
+def _first_line(error: BaseException) -> str:
+    """What went wrong, without the stacks of all processes."""
+    for wrapped in getattr(error, "failures", {}).values():
+        return _first_line(wrapped[0])
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
 def _os_error_in(error: BaseException | None) -> OSError | None:
     """The operating system's complaint (disk full, quota, volume gone) behind what torch's writers raise instead."""
     while error is not None:
@@ -178,8 +185,8 @@ def _os_error_in(error: BaseException | None) -> OSError | None:
         for wrapped in getattr(error, "failures", {}).values():  # CheckpointException: by process, with its stack
             if found := _os_error_in(wrapped[0]):
                 return found
-        if "PytorchStreamWriter failed writing" in str(error):  # raised from C++ when a write comes up short
-            return OSError(errno.ENOSPC, f"the volume took no more data: {str(error).splitlines()[0][:120]}")
+        if "inline_container.cc" in str(error):  # torch's zip writer counts bytes, and less arrived than it wrote
+            return OSError(errno.ENOSPC, "No space left on device")
         error = error.__cause__ or error.__context__
     return None
 
