@@ -86,8 +86,8 @@ class StubPolicy:
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if (failure := self.fail(body)) is not None:
             return failure
-        n = body.get("n") or 1
-        first = body["seed"] if body.get("seed") is not None else self.turn
+        n = int(body.get("n") or 1)  # 2.0 is an integer in JSON, to vLLM as well
+        first = int(body["seed"]) if body.get("seed") is not None else self.turn
         self.turn += n
         texts = [self.solutions[(first + index) % len(self.solutions)] for index in range(n)]
         self.running += 1
