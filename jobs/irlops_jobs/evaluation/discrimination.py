@@ -51,4 +51,5 @@ def _correlation(sums_R6: Floats) -> Floats:
     covariance = one_other / count - one * other / count**2
     variances = (one_one / count - (one / count) ** 2) * (other_other / count - (other / count) ** 2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(variances > 1e-24, covariance / np.sqrt(np.maximum(variances, 0.0)), np.nan)
+        # Both were scaled to a variance of about 1: what is left below this is rounding, of a resample without any variation.
+        return np.where(variances > 1e-12, covariance / np.sqrt(np.maximum(variances, 0.0)), np.nan)

@@ -41,7 +41,7 @@ def reward_distributions(measured: Measured) -> Figure:
             axes.hist(values, edges, density=True, color=colour, alpha=0.45, histtype="stepfilled")
             axes.hist(
                 values, edges, density=True, color=colour, linewidth=1.8, histtype="step",
-                label=f"{name}: {len(values)} samples, mean {values.mean():.2f}",
+                label=f"{name} ({len(values)}), mean {values.mean():.2f}",
             )  # fmt: skip
         axes.axvline(measured.calibration.bias, color="black", linewidth=1.2, linestyle=":", label="even chance")
         axes.set_title(f"Reward of right and wrong solutions (AUROC {_number(measured.evaluation.critic.auroc)})")
@@ -119,12 +119,12 @@ def calibration_curve(evaluation: Evaluation) -> Figure:
         most = max((one.num_samples for one in bins), default=1)
         curve.scatter(
             predicted, observed, [20 + 180 * one.num_samples / most for one in bins], color=CRITIC, zorder=3, clip_on=False,
-            label="the critic, calibrated on dev problems; larger: more samples",
+            label="the critic (larger: more samples)",
         )  # fmt: skip
         curve.set_ylabel("part that is right")
         critic = evaluation.critic
         curve.set_title(f"Calibration (ECE {_number(critic.ece)}; of the raw reward {_number(critic.ece_before)})")
-        curve.legend(loc="lower right")
+        counts.legend(*curve.get_legend_handles_labels(), loc="upper center")
         curve.set_ylim(-0.03, 1.03)
         curve.set_xlim(-0.02, 1.02)
         width = bins[0].upper - bins[0].lower if bins else 1.0

@@ -198,9 +198,9 @@ def _method(pair: Evaluation) -> list[str]:
         f"Pair: policy {pair.pair.get('policy')}, critic {pair.pair.get('critic')}. Sampling: {sampling}. "
         f"Test problems: {pair.dataset.digest}.",
         "Everything fitted was fitted on held-out dev problems, never on these: a solution's reward is the "
-        f"{calibration.aggregation} of its token rewards; its chance of being right is sigmoid((reward - "
-        f"{calibration.bias:.3f}) / {calibration.temperature:.3f}); adaptive sampling stops at a confidence of "
-        f"{calibration.stop_confidence:g}; so are the rules that guess the first error.",
+        f"{calibration.aggregation} of its token rewards; its chance of being right is sigmoid((reward "
+        f"{-calibration.bias:+.3f}) / {calibration.temperature:.3f}); adaptive sampling stops at a confidence of "
+        f"{calibration.stop_confidence:g}. The rules that guess the first error were chosen on dev solutions as well.",
         "pass@k and random choice are exact expectations over all choices of k samples (Chen et al., arXiv 2107.03374). "
         "Intervals are percentiles of a bootstrap that draws whole problems.",
     ]

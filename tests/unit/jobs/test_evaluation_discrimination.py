@@ -56,3 +56,13 @@ def test_pearson_is_null_when_one_side_never_varies(right: np.ndarray):
 
 def test_pearson_is_null_when_all_rewards_are_equal():
     assert pearson(np.ones((2, 2)), np.array([[True, False], [True, False]]), TWO).mean is None
+
+
+def test_resamples_without_variation_are_left_out_of_the_interval():
+    # Only the first of three problems has a wrong sample, with the lowest reward; resamples without it define nothing.
+    reward, right = (
+        np.array([[0.0, 3.0], [3.0, 3.1], [3.0, 3.1]]),
+        np.array([[False, True], [True, True], [True, True]]),
+    )
+    low, high = pearson(reward, right, Bootstrap.of(3, seed=0)).ci95 or (0.0, 0.0)
+    assert 0.9 < low <= high <= 1.0 + 1e-12
