@@ -22,7 +22,7 @@ from irlops_jobs.reinforcement import Loop, PolicySide, set_up_policy
 from irlops_jobs.rewards.advantages import clip_rewards
 from irlops_jobs.rollouts.held_out import aggregate_all
 from irlops_jobs.rollouts.rounds import SampledQuestion
-from irlops_jobs.session import open_session
+from irlops_jobs.session import METRICS_FILE, Session, open_session
 from irlops_jobs.updates.critic_learner import CriticLearner
 from irlops_jobs.updates.policy_learner import PolicyLearner
 
@@ -58,6 +58,17 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
         ).run()
         export_policy(session, side.trainer, side.tokenizer)
         export_critic(session, critic, side.tokenizer)
+        if session.runtime.is_main:
+            _draw_training(session)
+
+
+def _draw_training(session: Session) -> None:
+    """Rewards and correctness over the rounds, beside the run's record."""
+    from irlops_jobs.evaluation.pictures import draw_training  # matplotlib takes a second
+
+    folder = session.run_dir / "pictures"
+    draw_training(session.run_dir / METRICS_FILE, folder)
+    session.tracking.log_artifact(folder, "training")
 
 
 class AirlRounds:
