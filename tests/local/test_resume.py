@@ -48,6 +48,13 @@ def test_a_stopped_job_ends_where_an_undisturbed_one_does(tmp_path: Path, kind: 
     assert_equal(run_dir, undisturbed, kind)
 
 
+def test_a_checkpoint_before_the_policys_first_update_changes_nothing(tmp_path: Path):
+    # Its optimizer has no state yet when round 1, the critic's alone, is saved.
+    seldom = run_here(miniature("airl", checkpoints={"every": 4}), tmp_path / "seldom")
+    often = run_here(miniature("airl", checkpoints={"every": 1}), tmp_path / "often")
+    assert_equal(often, seldom, "airl")
+
+
 def test_a_job_that_had_ended_exports_the_same_again(tmp_path: Path):
     before = weights(run_here(miniature("sft"), tmp_path))
     after = weights(run_here(miniature("sft"), tmp_path))

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
 
 from irlops.errors import CheckpointError, StorageError
 from irlops_jobs.distributed.runtime import Runtime
@@ -194,9 +195,20 @@ def _os_error_in(error: BaseException | None) -> OSError | None:
 def _tensors(trainers: Mapping[str, Trainer]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, trainer in trainers.items():
+        unused = [optimizer for optimizer in trainer.optimizers if not optimizer.state]
         model, optimizer = get_state_dict(trainer.scorer, trainer.optimizers, options=_OPTIONS)
+        for untouched in unused:
+            _count_from_zero(untouched)
         state[name] = {"model": model, "optimizer": optimizer}
     return state
+
+
+def _count_from_zero(optimizer: Optimizer) -> None:
+    """torch makes the state of an optimizer that has none yet by a step without gradients, and counts it: the bias
+    correction of a job stopped before its policy's first update would be one step ahead of an undisturbed one's."""
+    for entry in optimizer.state.values():
+        if "step" in entry:
+            entry["step"].zero_()
 
 
 @contextmanager

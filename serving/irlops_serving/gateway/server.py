@@ -67,10 +67,13 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         self._gateway.draining = True
+        # Nothing else in here: the signal may have come while a line was being logged, and its lock be held below us.
+        asyncio.get_running_loop().call_soon_threadsafe(self._drain, sig, frame)
+
+    def _drain(self, sig: int, frame: FrameType | None) -> None:
         logger.info("draining", signal=signal.Signals(sig).name)
         delay_s = self._gateway.settings.timeouts.drain_delay_s
-        loop = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(loop.call_later, delay_s, super().handle_exit, sig, frame)
+        asyncio.get_running_loop().call_later(delay_s, super().handle_exit, sig, frame)
 
 
 def serve(config_file: Path | None, overrides: dict[str, Any]) -> int:

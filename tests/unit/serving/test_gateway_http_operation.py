@@ -118,6 +118,18 @@ async def test_a_terminated_gateway_answers_what_runs_and_then_stops():
     assert events[-1] == "[DONE]"
 
 
+async def test_a_signal_handler_logs_nothing_itself(monkeypatch: pytest.MonkeyPatch):
+    # It may run while a line is being written, whose lock would never be released.
+    said = []
+    monkeypatch.setattr("irlops_serving.gateway.server.logger.info", lambda event, **_: said.append(event))
+    async with rig({"solutions": [RIGHT]}) as r:
+        said.clear()
+        r.server.handle_exit(signal.SIGTERM, None)
+        assert said == []
+        await asyncio.sleep(0)
+        assert said == ["draining"]
+
+
 async def test_a_draining_gateway_is_not_ready_but_still_answers():
     async with rig({"solutions": [RIGHT]}, timeouts={"drain_delay_s": 0.4}) as r:
         r.server.handle_exit(signal.SIGTERM, None)
