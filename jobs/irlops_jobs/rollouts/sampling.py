@@ -7,6 +7,13 @@ import hashlib
 import torch
 from torch import Tensor
 
+from irlops.contracts.jobs import RolloutConfig
+
+
+def sampling_dtype(config: RolloutConfig, model_dtype: torch.dtype) -> torch.dtype:
+    """Precision of the weights that sample."""
+    return torch.bfloat16 if config.dtype == "bfloat16" else model_dtype
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from what identifies a draw (run seed, round, question, sample); the same on every machine."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from irlops.contracts.jobs import RolloutConfig
+from irlops_jobs.models.save import base_model_of, merged_state_dict
 from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
 from irlops_jobs.rollouts.carriers import Sample
-from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, uniform_draws
+from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, sampling_dtype, uniform_draws
 
 COMPACT_BELOW = 0.7
 """Finished rows are dropped from the batch once fewer than this part of it is still decoding."""
@@ -73,18 +74,29 @@ class TransformersEngine:
     """Samples from a causal language model in this process.
 
     Args:
-        policy: shared with the trainer, so ``load_weights`` has nothing to copy.
+        policy: shared with the trainer where it can be. One with adapters, or in another precision than samples are
+            drawn in, is merged into a copy by ``load_weights``: adapters make each token about three times as slow.
         config: sampling settings.
         eos_token_id: ends a solution.
     """
 
     def __init__(self, policy: nn.Module, config: RolloutConfig, *, eos_token_id: int) -> None:
-        self._policy = policy
         self._config = config
         self._eos = eos_token_id
+        self._policy = policy
+        self._copy: PreTrainedModel | None = None
+        self.load_weights(policy)
 
     def load_weights(self, policy: nn.Module) -> None:
+        """Sample from these weights from now on."""
+        base = base_model_of(policy)
+        dtype = sampling_dtype(self._config, base.dtype)
         self._policy = policy
+        if base is policy and dtype == base.dtype:
+            return
+        own = self._copy = _like(base, dtype) if self._copy is None else self._copy
+        own.load_state_dict(merged_state_dict(policy))
+        self._policy = own
 
     def close(self) -> None:
         """Nothing to give back: the model belongs to the trainer."""
@@ -165,6 +177,12 @@ class TransformersEngine:
     @property
     def _backbone(self) -> nn.Module:
         return self._policy.get_decoder()  # pyright: ignore[reportCallIssue] - every causal LM of transformers has it
+
+
+def _like(base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this architecture whose weights are still to come."""
+    fresh: nn.Module = type(base)(base.config)
+    return fresh.to(device=base.device, dtype=dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def _record(state: _Decoding, token: Tensor, logprob: Tensor, alive: Tensor) -> None:

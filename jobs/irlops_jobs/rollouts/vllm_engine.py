@@ -23,6 +23,7 @@ from irlops.contracts.jobs import RolloutConfig
 from irlops.errors import MissingDependencyError
 from irlops_jobs.models.save import base_model_of, merged_state_dict
 from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.sampling import sampling_dtype
 
 LARGEST_SEED = 2**31 - 1
 
@@ -62,7 +63,7 @@ class VllmEngine:
                 model=folder,
                 load_format="dummy",  # real weights follow at once, from memory
                 skip_tokenizer_init=True,  # tokens in, tokens out
-                dtype=str(base.dtype).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
+                dtype=str(sampling_dtype(config, base.dtype)).removeprefix("torch."),  # pyright: ignore[reportArgumentType]
                 max_model_len=max_length,
                 enforce_eager=True,
                 logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included

@@ -111,6 +111,8 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(default=128, ge=1)
     batch_size: int = Field(default=512, ge=1)
     """Sequences decoded together by the transformers engine."""
+    dtype: Literal["model", "bfloat16"] = "model"
+    """Precision of the weights that sample: the model's own, or a copy in half of it, made after each update."""
     gpu_memory_fraction: float = Field(default=0.3, gt=0, lt=1)
     """vllm on a GPU: what it may take of the device, its own weights included; the rest is the trainer's."""
 

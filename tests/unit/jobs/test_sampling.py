@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from irlops.contracts.jobs import RolloutConfig
+from irlops.contracts.jobs import LoraConfig, RolloutConfig
+from irlops_jobs.models.load import with_lora
+from irlops_jobs.models.save import merged_state_dict
 from irlops_jobs.models.tiny import build_tiny_policy
 from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed
 from irlops_jobs.rollouts.transformers_engine import TransformersEngine
@@ -65,6 +67,36 @@ def test_reported_logprobs_are_the_models_own():
         logprobs = torch.log_softmax(logits, -1)
         expected = [logprobs[len(prompt) + t - 1, token].item() for t, token in enumerate(sample.token_ids)]
         assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def _drawn(policy, prompt, **settings):
+    config = RolloutConfig(max_new_tokens=6, **settings)
+    engine = TransformersEngine(policy, config, eos_token_id=-1)
+    return engine, engine.sample([prompt], num_samples=3, seeds=[5])
+
+
+def test_adapters_are_merged_before_samples_are_drawn_and_again_after_an_update():
+    policy = with_lora(build_tiny_policy(3), LoraConfig(rank=2), seed=0)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    engine, before = _drawn(policy, (1, 3, 4))
+    merged = build_tiny_policy(4)
+    merged.load_state_dict(merged_state_dict(policy))
+    assert before == _drawn(merged, (1, 3, 4))[1]
+    with torch.no_grad():
+        merged.get_parameter("model.norm.weight").mul_(2)
+        policy.get_base_model().get_parameter("model.norm.weight").mul_(2)
+    engine.load_weights(policy)
+    assert engine.sample([(1, 3, 4)], num_samples=3, seeds=[5]) == _drawn(merged, (1, 3, 4))[1] != before
+
+
+def test_weights_that_sample_in_half_precision_leave_the_trainers_alone():
+    policy = build_tiny_policy(3)
+    _, samples = _drawn(policy, (1, 3, 4), dtype="bfloat16")
+    assert policy.dtype == torch.float32
+    assert samples == _drawn(build_tiny_policy(3).to(torch.bfloat16), (1, 3, 4))[1]
 
 
 def test_a_sample_that_never_ends_is_marked_truncated():
