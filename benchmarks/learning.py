@@ -29,7 +29,10 @@ def run_seed(seed: int, state_dir: Path, num_test: int) -> dict[str, Body]:
         done = folder / f"{job}.done"
         if not done.exists():
             result = run_pytorchjob(
-                MANIFESTS / f"{job}-tiny.yaml", state_dir=folder, overrides={"seed": seed}, on_line=_headlines(seed)
+                MANIFESTS / f"{job}-tiny.yaml",
+                state_dir=folder,
+                overrides={"seed": seed},
+                on_line=headlines(f"seed {seed}"),
             )
             result.raise_if_failed()
             done.write_text(f"{result.wall_s:.0f}\n")
@@ -37,7 +40,7 @@ def run_seed(seed: int, state_dir: Path, num_test: int) -> dict[str, Body]:
     if not done.exists():
         overrides = {"seed": seed, "data.num_test": num_test, "compare.grpo": "grpo-tiny/policy"}
         run_pytorchjob(
-            MANIFESTS / "evaluate-tiny.yaml", state_dir=folder, overrides=overrides, on_line=_headlines(seed)
+            MANIFESTS / "evaluate-tiny.yaml", state_dir=folder, overrides=overrides, on_line=headlines(f"seed {seed}")
         ).raise_if_failed()
         done.write_text("\n")
     return read_seed(folder)
@@ -49,10 +52,12 @@ def read_seed(folder: Path) -> dict[str, Body]:
     return {row: json.loads((evaluations / f"evaluation-{row}.json").read_text()) for row in ROWS}
 
 
-def _headlines(seed: int) -> Callable[[str, str], None]:
+def headlines(label: str) -> Callable[[str, str], None]:
+    """Print the first worker's lines, less what is indented, behind ``label``."""
+
     def say(who: str, line: str) -> None:
         if who == "worker-0" and not line.startswith(" "):
-            print(f"seed {seed} | {line}", flush=True)
+            print(f"{label} | {line}", flush=True)
 
     return say
 
