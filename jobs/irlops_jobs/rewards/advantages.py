@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from irlops.contracts.jobs import PolicyConfig, RewardConfig
 
@@ -18,8 +19,8 @@ def aggregate_rewards(reward_GT: Tensor, mask_GT: Tensor, *, aggregation: str, g
     Args:
         reward_GT: (G, T) float32 token rewards.
         mask_GT: (G, T) bool, True on solution tokens; every row has at least one.
-        aggregation: mean | min | last | discounted. ``discounted`` weighs tokens by gamma to the power of their
-            distance from the end, normalised.
+        aggregation: mean | min | product | last | discounted. ``product`` is the log-odds that all tokens are right,
+            ``discounted`` weighs tokens by gamma to the power of their distance from the end, normalised.
     Returns:
         (G,) float32.
     """
@@ -29,6 +30,9 @@ def aggregate_rewards(reward_GT: Tensor, mask_GT: Tensor, *, aggregation: str, g
             return (reward_GT * mask_GT).sum(1) / length_G
         case "min":
             return reward_GT.masked_fill(~mask_GT, torch.inf).min(1).values
+        case "product":
+            surprise_G = (softplus(-reward_GT.double()) * mask_GT).sum(1).clamp(min=1e-300)  # -log p
+            return (-surprise_G - torch.log(-torch.expm1(-surprise_G))).float()
         case "last":
             return reward_GT.gather(1, (length_G - 1)[:, None]).squeeze(1)
         case "discounted":

@@ -24,7 +24,7 @@ from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.microbatches import Group, Trace
 
 SAMPLES_PER_QUESTION = 4
-AGGREGATIONS = ("mean", "min", "last", "discounted")
+AGGREGATIONS = ("mean", "min", "product", "last", "discounted")
 
 
 class HeldOut:

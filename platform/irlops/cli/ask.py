@@ -30,7 +30,9 @@ def ask(
     ] = None,
     aggregation: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="mean, min, last or discounted: how token rewards make a candidate's."),
+        typer.Option(
+            metavar="NAME", help="mean, min, product, last or discounted: how token rewards make a candidate's."
+        ),
     ] = None,
     adaptive: Annotated[
         bool | None, typer.Option("--adaptive/--no-adaptive", help="Stop sampling once the answer is settled.")

@@ -26,7 +26,9 @@ def score(
     solution_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the solution.")] = None,
     aggregation: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="mean, min, last or discounted: how token rewards make the solution's."),
+        typer.Option(
+            metavar="NAME", help="mean, min, product, last or discounted: how token rewards make the solution's."
+        ),
     ] = None,
     url: Annotated[
         str | None,

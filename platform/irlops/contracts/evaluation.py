@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Aggregation = Literal["mean", "min", "last", "discounted"]
-AGGREGATIONS: tuple[Aggregation, ...] = ("mean", "min", "last", "discounted")
+Aggregation = Literal["mean", "min", "product", "last", "discounted"]
+AGGREGATIONS: tuple[Aggregation, ...] = ("mean", "min", "product", "last", "discounted")
 
 
 class _Record(BaseModel):

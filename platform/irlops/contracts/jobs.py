@@ -165,7 +165,7 @@ class RewardConfig(Section):
     """``airl`` reads the critic as AIRL's f and discriminates on f - log pi (arXiv 1710.11248)."""
     shaping: bool = False
     """airl only: a potential h with f = g + gamma h(next) - h(now), on a second head that is not exported."""
-    aggregation: Literal["mean", "min", "last", "discounted"] = "min"
+    aggregation: Literal["mean", "min", "product", "last", "discounted"] = "min"
     """Of token rewards to one number per trace."""
     gamma: float = Field(default=0.9, ge=0, le=1)
     clip: float | None = Field(default=2.0, gt=0)

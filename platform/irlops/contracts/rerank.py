@@ -16,7 +16,7 @@ MAX_CANDIDATES = 64
 MAX_REWARD_ITEMS = 256
 
 Selector = Literal["reward", "majority", "weighted_majority", "first"]
-Aggregation = Literal["mean", "min", "last", "discounted"]
+Aggregation = Literal["mean", "min", "product", "last", "discounted"]
 
 
 def _integral(value: object) -> object:

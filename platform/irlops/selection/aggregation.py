@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -10,8 +11,9 @@ def aggregate(token_rewards: Sequence[float], aggregation: str = "mean", gamma: 
 
     Args:
         token_rewards: one per solution token, in order; at least one.
-        aggregation: mean | min | last | discounted. ``discounted`` weighs a token by gamma to the power of its
-            distance from the end, normalised, so late tokens count most.
+        aggregation: mean | min | product | last | discounted. ``product`` takes each reward as the log-odds that its
+            token is right, multiplies the probabilities and gives the log-odds that all are. ``discounted`` weighs a
+            token by gamma to the power of its distance from the end, normalised, so late tokens count most.
     Raises:
         ValueError: no tokens, or an unknown aggregation.
 
@@ -26,6 +28,8 @@ def aggregate(token_rewards: Sequence[float], aggregation: str = "mean", gamma: 
             return sum(token_rewards) / len(token_rewards)
         case "min":
             return min(token_rewards)
+        case "product":
+            return _log_odds_of_all(token_rewards)
         case "last":
             return token_rewards[-1]
         case "discounted":
@@ -37,4 +41,11 @@ def aggregate(token_rewards: Sequence[float], aggregation: str = "mean", gamma: 
                 weight *= gamma
             return total / weight_sum
         case _:
-            raise ValueError(f"Unknown aggregation {aggregation!r}: choose mean, min, last or discounted.")
+            raise ValueError(f"Unknown aggregation {aggregation!r}: choose mean, min, product, last or discounted.")
+
+
+def _log_odds_of_all(rewards: Sequence[float]) -> float:
+    """log(p / (1 - p)) of p = product of sigmoid(reward), without overflow; of one reward it is that reward."""
+    surprise = sum(max(-reward, 0.0) + math.log1p(math.exp(-abs(reward))) for reward in rewards)  # -log p
+    surprise = max(surprise, 1e-300)  # rewards above 700 leave nothing of it
+    return -surprise - math.log(-math.expm1(-surprise))

@@ -1,5 +1,7 @@
 """Aggregation, baselines and discounting, against sums worked out by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -23,15 +25,19 @@ EVERYBODY = torch.tensor([True, True])
     [
         ("mean", [2.0, 1.0]),
         ("min", [1.0, -2.0]),
+        # sigmoid of 1, 2, 3: .73106 x .88080 x .95257 = .61339; of 4 and -2: .98201 x .11920 = .11706
+        ("product", [math.log(0.61339 / 0.38661), math.log(0.11706 / 0.88294)]),
         ("last", [3.0, -2.0]),
         ("discounted", [(0.25 * 1 + 0.5 * 2 + 3) / 1.75, (0.5 * 4 - 2) / 1.5]),
     ],
 )
 def test_token_rewards_become_one_number_a_trace(aggregation, expected):
-    assert aggregate_rewards(REWARDS, MASK, aggregation=aggregation, gamma=0.5).tolist() == pytest.approx(expected)
+    assert aggregate_rewards(REWARDS, MASK, aggregation=aggregation, gamma=0.5).tolist() == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "min", "last", "discounted"])
+@pytest.mark.parametrize("aggregation", ["mean", "min", "product", "last", "discounted"])
 def test_training_and_serving_aggregate_alike(aggregation):
     rewards = torch.randn(7)
     trained = aggregate_rewards(rewards[None], torch.ones(1, 7, dtype=torch.bool), aggregation=aggregation, gamma=0.9)

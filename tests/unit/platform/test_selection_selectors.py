@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from irlops.selection import Calibration, Candidate, aggregate, select
@@ -102,6 +104,18 @@ def test_no_candidates_and_unknown_selectors_are_refused():
 )
 def test_aggregations_by_hand(aggregation: str, expected: float):
     assert aggregate((1.0, 2.0, 3.0), aggregation, 0.5) == pytest.approx(expected)
+
+
+def test_the_product_of_probabilities_is_the_log_odds_that_all_tokens_are_right():
+    # .5 x .5 = .25, odds 1 to 3
+    assert aggregate((0.0, 0.0), "product") == pytest.approx(math.log(1 / 3))
+    assert aggregate((-1.7,), "product") == pytest.approx(-1.7)
+
+
+@pytest.mark.parametrize("extreme", [1000.0, 40.0, -40.0, -1000.0])
+def test_extreme_rewards_leave_the_product_finite_and_ordered(extreme: float):
+    assert math.isfinite(aggregate((extreme, extreme), "product"))
+    assert (aggregate((extreme, extreme), "product") > 0) == (extreme > 0)
 
 
 def test_a_solution_without_tokens_has_no_aggregate():

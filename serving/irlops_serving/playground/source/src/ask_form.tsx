@@ -14,6 +14,7 @@ const AGGREGATIONS: { id: Aggregation | ""; name: string }[] = [
   { id: "", name: "as calibrated" },
   { id: "mean", name: "mean" },
   { id: "min", name: "lowest" },
+  { id: "product", name: "all right" },
   { id: "last", name: "last" },
   { id: "discounted", name: "discounted" },
 ];

@@ -1,7 +1,7 @@
 /** The gateway's bodies, as far as the page reads them; `irlops.contracts.rerank` defines them. */
 
 export type Selector = "reward" | "majority" | "weighted_majority" | "first";
-export type Aggregation = "mean" | "min" | "last" | "discounted";
+export type Aggregation = "mean" | "min" | "product" | "last" | "discounted";
 
 export interface TokenReward {
   text: string;
