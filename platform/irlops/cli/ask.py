@@ -140,10 +140,14 @@ def _headline(result: RerankResult, chosen: RerankCandidate | None) -> str:
     early = ", stopped early" if result.stopped_early else ""
     return (
         f"{final}  ·  {result.selector} of {result.candidates_sampled} candidates ({result.candidates_scored} "
-        f"scored{early})  ·  pair "
-        f"v{result.pair.policy_version.removeprefix('v')}/v{result.pair.critic_version.removeprefix('v')}  ·  "
+        f"scored{early})  ·  pair {_version(result.pair.policy_version)}/{_version(result.pair.critic_version)}  ·  "
         f"{result.timings_ms.total / 1000:.1f} s"
     )
+
+
+def _version(version: str) -> str:
+    """``v3`` for the registry's 3; words such as "unversioned" as they are."""
+    return f"v{version}" if version.isdecimal() else version
 
 
 def _votes(result: RerankResult) -> Table:

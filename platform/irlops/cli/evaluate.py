@@ -190,6 +190,10 @@ def _follow(process: SupervisedProcess) -> None:
             time.sleep(_FOLLOW_EVERY_S)
 
 
+# The rest is in evaluation.json and report.html.
+_PRINTED = ("pass_at_k.", "selectors.", "strict.pass_at_1", "critic.", "first_error.", "differences.")
+
+
 def _table(summary: EvaluationSummary) -> Any:
     from rich.table import Table
 
@@ -197,5 +201,7 @@ def _table(summary: EvaluationSummary) -> Any:
     table.add_column(f"{summary.dataset}, {summary.num_problems} problems x {summary.samples_per_problem}")
     table.add_column("value", justify="right")
     for name, value in summary.metrics.items():
+        if not name.startswith(_PRINTED) or ".by_rule." in name:
+            continue
         table.add_row(name, f"{value:.3f}")
     return table

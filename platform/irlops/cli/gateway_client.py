@@ -58,7 +58,9 @@ def ask_gateway(
     with _post(f"{url}/v1/chat/completions", body, timeout_s) as response:
         for chunk in _events(response):
             if error := chunk.get("error"):
-                raise UnavailableError(f"The gateway broke off: {error.get('message', error)}. Ask again.")
+                raise UnavailableError(
+                    f"The gateway broke off: {_without_stop(error.get('message', error))}. Ask again."
+                )
             if progress := chunk.get("rerank_progress"):
                 counts = (progress.get(f"candidates_{name}", 0) for name in ("sampled", "scored", "requested"))
                 on_progress(*counts)
@@ -110,13 +112,19 @@ def _explained(error: urllib.error.HTTPError, url: str) -> ConfigError | Unavail
         message = json.loads(raw)["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = raw.decode(errors="replace").strip()[:200] or error.reason
+    message = _without_stop(message)
     if error.code in (401, 403):
         return ConfigError(f"The gateway at {url} wants a valid key ({message}). Put it into IRLOPS_API_KEY.")
     if error.code == 404:
         return ConfigError(f"{url} is not there ({message}). Is this the address of a gateway?")
     if 400 <= error.code < 500 and error.code not in (408, 409, 429):
-        return ConfigError(f"The gateway refused the request: {message}")
+        return ConfigError(f"The gateway refused the request: {message}.")
     return UnavailableError(f"The gateway answered {error.code}: {message}. Try again.")
+
+
+def _without_stop(message: object) -> str:
+    """Another server's words, for the middle of a sentence of ours."""
+    return str(message).rstrip().removesuffix(".")
 
 
 def _events(response: HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ A reference to a pair (``REF`` of the commands) is one of
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -155,7 +156,8 @@ class Gate(_Record):
     """
 
     metric: str
-    """Its path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.1``, ``critic.auroc``."""
+    """Its path in evaluation.json without ``mean``: ``pass_at_k.1``, ``selectors.reward.1``, ``critic.auroc``,
+    ``differences.pass@1-sft``. Numbers in lists have no path."""
     minimum: float | None = Field(default=None, allow_inf_nan=False)
     maximum: float | None = Field(default=None, allow_inf_nan=False)
 
@@ -166,7 +168,7 @@ def parse_gate(text: str) -> Gate:
     Raises:
         PairError: it is not of that form.
     """
-    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
+    match = re.fullmatch(r"\s*([\w.@-]+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
     try:
         if match is None:
             raise ValueError(text)
@@ -188,7 +190,7 @@ def _why_failed(evaluation: EvaluationSummary | None, gate: Gate) -> str | None:
         return f"{gate.metric} is not a finite number"
     value = evaluation.metrics.get(gate.metric)
     if value is None:
-        return f"{gate.metric} is not in the evaluation (it has {', '.join(sorted(evaluation.metrics)) or 'no metric'})"
+        return f"{gate.metric} is not in the evaluation (it has {_like(gate.metric, evaluation.metrics)})"
     if gate.minimum is not None and value < gate.minimum:
         return f"{gate.metric} is {value:.4g}, below {gate.minimum:.4g}"
     if gate.maximum is not None and value > gate.maximum:
@@ -196,7 +198,28 @@ def _why_failed(evaluation: EvaluationSummary | None, gate: Gate) -> str | None:
     return None
 
 
-_SUMMARISED = ("pass_at_k", "selectors", "critic", "first_error")
+def _like(metric: str, known: Mapping[str, float]) -> str:
+    """The names that were perhaps meant, all of them where they are few."""
+    if len(known) <= MAX_NAMED:
+        return ", ".join(sorted(known)) or "no metric"
+    close = difflib.get_close_matches(metric, known, n=MAX_NAMED, cutoff=0)
+    return f"{', '.join(close)} and {len(known) - len(close)} others"
+
+
+MAX_NAMED = 6
+_SUMMARISED = (
+    "pass_at_k",
+    "selectors",
+    "differences",
+    "strict",
+    "samples",
+    "critic",
+    "by_aggregation",
+    "calibration",
+    "first_error",
+    "untrained",
+    "transfer",
+)
 
 
 def summarise_evaluation(body: Mapping[str, Any]) -> EvaluationSummary:

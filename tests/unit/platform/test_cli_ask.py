@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from irlops.cli.main import app
 from irlops.contracts.rerank import MAX_CANDIDATES
 from support.gateway_rig import RIGHT, WRONG, Rig, rig
+from support.stub_upstreams import served
 
 
 async def irlops(rig: Rig | None, *arguments: str, stdin: str | None = None) -> Any:
@@ -34,6 +36,26 @@ async def test_ask_shows_the_chosen_solution_the_votes_and_every_candidate() -> 
     assert "reward of 4 candidates (4 scored)  ·  pair v3/v3" in result.output
     assert result.output.count("→") == 1
     assert [heading in result.output for heading in ("candidates", "reward", "solution")] == [True] * 3
+
+
+async def test_a_pair_without_versions_is_called_unversioned() -> None:
+    versions = {"policy_version": "unversioned", "critic_version": "v12"}
+    async with rig(pair=versions) as running:
+        result = await irlops(running, "ask", "What is 2 + 2?", "--candidates", "2")
+    assert "pair unversioned/v12" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 503])
+async def test_the_gateways_words_end_in_one_full_stop(status: int) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "The server said so."}}, status=status)
+
+    stub = web.Application()
+    stub.router.add_post("/v1/chat/completions", refuse)
+    async with served(stub) as url:
+        result = await irlops(None, "ask", "What is 2 + 2?", "--url", url)
+    assert "The server said so" in result.output
+    assert not re.search(r"\.\s*[.)]", result.output), result.output
 
 
 async def test_ask_prints_json_for_programs() -> None:

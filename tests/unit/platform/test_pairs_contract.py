@@ -87,3 +87,16 @@ def test_only_folders_have_a_local_path() -> None:
         for uri in ("/a/b", "file:///a/b", "s3://bucket/b", "mlflow-artifacts:/1/b", "pvc://claim/b")
     ]
     assert [str(path) if path else None for path in paths] == ["/a/b", "/a/b", None, None, None]
+
+
+def test_a_gate_reads_any_named_number_of_an_evaluation():
+    body = evaluation_body() | {"differences": {"pass@1-sft": {"mean": 0.06}}, "strict": {"pass_at_1": {"mean": 0.4}}}
+    gates = [parse_gate("differences.pass@1-sft>=0.05"), parse_gate("strict.pass_at_1>=0.5")]
+    assert failed_gates(summarise_evaluation(body), gates) == ["strict.pass_at_1 is 0.4, below 0.5"]
+
+
+def test_a_misspelt_gate_is_told_the_names_closest_to_it():
+    body = evaluation_body() | {"samples": {f"kind_{number}": number for number in range(20)}}
+    (reason,) = failed_gates(summarise_evaluation(body), [parse_gate("critic.aurok>=0.5")])
+    assert "(it has critic.auroc, " in reason
+    assert reason.endswith("others)")
