@@ -22,6 +22,7 @@ from irlops.errors import ConfigError, PairError, UnavailableError
 from irlops.local.serve import Ports, ServedPair, serve_pair, stop_released
 from support.servers import descendants_of, wait_until_gone
 from support.tiny_models import save_tiny_critic, save_tiny_policy
+from support.trace_collector import Received, trace_collector
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,16 @@ def pair_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(pair_dir: Path) -> Iterator[ServedPair]:
+def collected() -> Iterator[Received]:
+    """Spans of all servers: where the gateway's traces go is said, the others' follows."""
+    with trace_collector() as (url, received), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("IRLOPS_GATEWAY_OTLP_ENDPOINT", url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        yield received
+
+
+@pytest.fixture(scope="module")
+def served(pair_dir: Path, collected: Received) -> Iterator[ServedPair]:
     with serve_pair(
         pair_dir / "policy",
         pair_dir / "critic",
@@ -48,7 +58,7 @@ def served(pair_dir: Path) -> Iterator[ServedPair]:
         yield servers.wait_until_ready(timeout_s=200)
 
 
-def _ask(url: str) -> dict:
+def _ask(url: str, headers: dict[str, str] | None = None) -> dict:
     body = {
         "model": "reranked",
         "messages": [{"role": "user", "content": "2+2"}],
@@ -56,7 +66,7 @@ def _ask(url: str) -> dict:
         "seed": 0,
         "rerank": {"candidates": 3, "selector": "reward", "return_candidates": True},
     }
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer.json()["rerank"]
 
@@ -72,6 +82,20 @@ def test_answers_name_the_pair_and_use_its_calibration(served: ServedPair):
     rerank = _ask(served.urls.gateway)
     assert rerank["pair"] == {"policy_version": "7", "critic_version": "8"}
     assert rerank["aggregation"] == "min"  # the critic's calibration.json
+
+
+def test_all_three_servers_report_their_part_of_one_trace(served: ServedPair, collected: Received):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    _ask(served.urls.gateway, {"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+    expected = {
+        ("irlops-gateway", "gateway.reranked"),
+        ("irlops-policy", "chat policy"),
+        ("irlops-critic", "score critic"),
+    }
+    deadline = time.monotonic() + 20
+    while not expected <= (arrived := {(s, name) for s, name, of in collected if of == trace}):
+        assert time.monotonic() < deadline, arrived
+        time.sleep(0.1)
 
 
 def test_nothing_listens_beyond_this_machine(served: ServedPair):

@@ -289,7 +289,10 @@ def _cores() -> int:
 
 def _environment() -> dict[str, str]:
     # Threads that spin while they wait would take the cores from the other servers.
-    return {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", **os.environ}
+    ours = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    if collector := os.environ.get("IRLOPS_GATEWAY_OTLP_ENDPOINT"):
+        ours["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector  # policy and critic send their part of a trace there too
+    return {**ours, **os.environ}
 
 
 def _default_log_dir(gateway_port: int) -> Path:

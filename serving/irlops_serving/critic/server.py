@@ -22,6 +22,7 @@ from kserve.errors import InferenceError, InvalidInput
 from irlops_serving.critic.batching import MicroBatcher, TooManyWaitingError
 from irlops_serving.critic.checkpoint import LoadedCritic, Precision, load_critic
 from irlops_serving.critic.scoring import Rewards, Tokens, TokenScorer
+from irlops_serving.tracing import ServerTracer, make_server_tracer
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class CriticServerSettings:
 class CriticModel(Model):
     """Scores tokens. Load it before the server starts: a server without a ready model refuses to."""
 
-    def __init__(self, settings: CriticServerSettings) -> None:
+    def __init__(self, settings: CriticServerSettings, tracer: ServerTracer | None = None) -> None:
         super().__init__(settings.model_name)
         self._settings = settings
+        self._tracer = tracer or ServerTracer()
         self._critic: LoadedCritic | None = None
         self._batcher: MicroBatcher | None = None
 
@@ -86,18 +88,23 @@ class CriticModel(Model):
     async def predict(
         self,
         payload: Any,
-        headers: dict[str, str] | None = None,  # noqa: ARG002 - KServe's signature
+        headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,  # noqa: ARG002 - KServe's signature
     ) -> InferResponse:
         if not isinstance(payload, InferRequest):
             raise InvalidInput("The critic speaks the V2 protocol only: POST /v2/models/critic/infer.")
-        sequences = self._read(payload)
+        asked = {"gen_ai.operation.name": "score", "gen_ai.request.model": self.name}
+        with self._tracer.request(f"score {self.name}", headers or {}, asked) as facts:
+            sequences = self._read(payload)
+            facts |= {"irlops.batch_items": len(sequences), "gen_ai.usage.input_tokens": sum(map(len, sequences))}
+            return self._reply(payload, np.concatenate(await self._score(sequences)))
+
+    async def _score(self, sequences: list[Tokens]) -> list[Rewards]:
         assert self._batcher is not None, "load() comes first"
         try:
-            rewards = await self._batcher.score(sequences)
+            return await self._batcher.score(sequences)
         except TooManyWaitingError as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-        return self._reply(payload, np.concatenate(rewards))
 
     def _read(self, request: InferRequest) -> list[Tokens]:
         """The items of a request, each (T,) int64.
@@ -193,10 +200,12 @@ def serve_critic(settings: CriticServerSettings) -> None:
     Raises:
         PairError: the folder can't be served.
     """
-    model = CriticModel(settings)
+    tracer = make_server_tracer("irlops-critic")
+    model = CriticModel(settings, tracer)
     model.load()
     server = _Server(settings)  # configures logging
     # Three lines for every request and probe; /metrics has the numbers, and refused requests are logged as errors.
     for chatty in ("kserve.trace", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     server.start([model])
+    tracer.close()

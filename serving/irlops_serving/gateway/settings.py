@@ -232,7 +232,7 @@ class GatewaySettings(BaseSettings):
     cors_allow_origins: tuple[str, ...] = ()
     """Web pages of other origins that may call; none by default."""
     otlp_endpoint: str | None = None
-    """Traces go to ``{otlp_endpoint}/v1/traces``; off when absent."""
+    """Traces go to ``{otlp_endpoint}/v1/traces``; when absent, where OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     reload_interval_s: float = Field(default=1.0, gt=0)
     """Between two looks at the key file and the config file."""

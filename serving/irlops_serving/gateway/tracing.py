@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from irlops_serving.tracing import exporting_processor, provider_with
+
 if TYPE_CHECKING:
     from opentelemetry import trace
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -64,20 +66,11 @@ class Tracer:
 
 
 def make_tracer(otlp_endpoint: str | None) -> Tracer:
-    """A tracer that sends to ``{otlp_endpoint}/v1/traces``, or one that does nothing."""
-    if otlp_endpoint is None:
-        return Tracer()
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    return traced_with(BatchSpanProcessor(OTLPSpanExporter(f"{otlp_endpoint.rstrip('/')}/v1/traces")))
+    """A tracer that sends to ``{otlp_endpoint}/v1/traces`` or OpenTelemetry's own endpoint, or one that does nothing."""
+    processor = exporting_processor(otlp_endpoint)
+    return Tracer() if processor is None else traced_with(processor)
 
 
 def traced_with(processor: SpanProcessor) -> Tracer:
     """A tracer whose spans go to ``processor``."""
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-
-    provider = TracerProvider(resource=Resource.create({"service.name": "irlops-gateway"}))
-    provider.add_span_processor(processor)
-    return Tracer(provider)
+    return Tracer(provider_with(processor, "irlops-gateway"))

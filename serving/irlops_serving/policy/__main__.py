@@ -72,12 +72,14 @@ def _serve_transformers(options: argparse.Namespace) -> None:
     from irlops_serving.policy.app import PolicyRoutes
     from irlops_serving.policy.checkpoint import load_policy
     from irlops_serving.policy.engine import Engine
+    from irlops_serving.tracing import make_server_tracer
 
     disable_progress_bar()
     torch.set_num_threads(options.threads)
     dtype = "auto" if options.dtype == "checkpoint" else options.dtype
     engine = Engine(load_policy(options.model_dir, dtype=dtype, max_length=options.max_length))
-    app = PolicyRoutes(engine, options.model_name).app()
+    tracer = make_server_tracer("irlops-policy")
+    app = PolicyRoutes(engine, options.model_name, tracer).app()
     print(f"Serving {options.model_name} on http://{options.host}:{options.port}", flush=True)
     uvicorn.run(
         app,
@@ -88,6 +90,7 @@ def _serve_transformers(options: argparse.Namespace) -> None:
         timeout_graceful_shutdown=10,
     )
     engine.stop()
+    tracer.close()
 
 
 if __name__ == "__main__":

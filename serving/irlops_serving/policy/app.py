@@ -26,6 +26,7 @@ from irlops_serving.policy.requests import (
     TokenizeRequest,
     parse_request,
 )
+from irlops_serving.tracing import ServerTracer
 
 MAX_BODY_BYTES = 4 * 2**20
 DEFAULT_COMPLETION_TOKENS = 16
@@ -38,8 +39,9 @@ Steps = AsyncGenerator[list[Piece], None]
 class PolicyRoutes:
     """Handlers over one engine."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: Engine, model_name: str, tracer: ServerTracer | None = None) -> None:
         self._engine, self._policy, self._model_name = engine, engine.policy, model_name
+        self._tracer = tracer or ServerTracer()
         self._started_s = int(time.time())
 
     def app(self) -> Starlette:
@@ -134,11 +136,34 @@ class PolicyRoutes:
             num_top_logprobs=sampling.num_top_logprobs,
             tokenizer=self._policy.fast_tokenizer,
         )
-        steps = self._steps(prompts, dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room)))
+        sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        steps = self._traced(request, self._steps(prompts, sampling), prompts, sampling)
         if body.stream:
             events = _events(reply_kind(asked), steps, with_usage=body.include_usage())
             return StreamingResponse(events, media_type="text/event-stream")
         return await _whole(request, reply_kind(asked), steps)
+
+    async def _traced(self, request: Request, steps: Steps, prompts: list[list[int]], sampling: Sampling) -> Steps:
+        """The same steps; one span from the first to the last, or to the moment when the client leaves."""
+        operation = "chat" if request.url.path.endswith("/chat/completions") else "text_completion"
+        asked = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.request.model": self._model_name,
+            "gen_ai.request.choice.count": sampling.num_samples,
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.usage.input_tokens": sum(map(len, prompts)),
+            "irlops.batch_items": len(prompts) * sampling.num_samples,
+        }
+        num_tokens = 0
+        with self._tracer.request(f"{operation} {self._model_name}", request.headers, asked) as facts:
+            try:
+                async for step in steps:
+                    num_tokens += len(step)
+                    yield step
+            finally:
+                facts["gen_ai.usage.output_tokens"] = num_tokens
+                await steps.aclose()
 
     async def _steps(self, prompts: list[list[int]], sampling: Sampling) -> Steps:
         """Pieces of one prompt after the other, indexed over all of them."""
