@@ -111,7 +111,21 @@ def test_prometheus_reaches_served_models_only_where_it_is_named():
         ("http://collector.example.com", 80),
     ],
 )
-def test_the_gateways_egress_follows_its_collector(endpoint, port):
+def test_the_egress_of_what_sends_traces_follows_their_collector(endpoint, port):
     objects = render({"gateway": {"settings": {"otlpEndpoint": endpoint}}})
-    assert reaches(objects, pod(objects, "gateway"), STRANGER, port)
+    for sender in ("gateway", "policy-cpu", "critic-cpu"):
+        assert reaches(objects, pod(objects, sender), STRANGER, port)
     assert not reaches(render(), pod(objects, "gateway"), STRANGER, port)
+
+
+def test_the_cpu_runtimes_are_told_the_gateways_collector():
+    endpoint = "http://collector.example.com:4318"
+    objects = render({"gateway": {"settings": {"otlpEndpoint": endpoint}}})
+    told = [
+        {one["name"]: one["value"] for one in runtime["spec"]["containers"][0]["env"]}.get(
+            "OTEL_EXPORTER_OTLP_ENDPOINT"
+        )
+        for runtime in objects
+        if runtime["kind"] == "ServingRuntime" and runtime["metadata"]["name"].endswith("-cpu")
+    ]
+    assert told == [endpoint, endpoint]
