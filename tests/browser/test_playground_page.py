@@ -1,6 +1,7 @@
 """The page at ``/`` in a real Chromium, before the real gateway and stub upstreams."""
 
 import asyncio
+import re
 
 import pytest
 from aiohttp import web
@@ -17,6 +18,13 @@ WRONG = "April: 48 clips.\nMay: 48 * 2 = 96 clips.\nTogether: 48 + 96 = 144 clip
 UNSURE = "April: 48 clips.\nI don't know about May."
 SOLUTIONS = [WRONG, RIGHT, WRONG, RIGHT, RIGHT, UNSURE, RIGHT, WRONG]
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+WIDER_PHONE = {**PHONE, "viewport": {"width": 390, "height": 844}}
+SELECTOR_CELLS = {
+    "majority": re.compile("^Majority of 8: "),
+    "reward": re.compile("^Highest reward of 8: "),
+    "first": re.compile("^First of 8: "),
+    "weighted_majority": re.compile("^Weighted majority of 8: "),
+}
 WORTH = {"24": 2.0, "72": 2.4, "*": -2.2, "96": -2.6, "144": -1.7, "know": -1.2, "48": 0.7, "/": 1.1, "+": 0.5}
 
 
@@ -113,6 +121,23 @@ async def test_selectors_and_sizes_are_compared_without_sampling_again(open_page
         assert len(r.policy.requests) == 1
 
 
+@pytest.mark.parametrize("aggregation", ["mean", "min", "last"])
+async def test_another_choice_on_the_page_orders_as_the_gateway_would(open_page, aggregation):
+    async with rig(**upstreams()) as r, open_page(r.url) as page:
+        await page.get_by_label("Reward of a solution").select_option(aggregation)
+        await ask(page)
+        for selector in ("majority", "reward", "first", "weighted_majority"):
+            body = await r.rerank(
+                {"seed": 0}, candidates=8, selector=selector, aggregation=aggregation, return_candidates=True
+            )
+            await page.get_by_role("button", name=SELECTOR_CELLS[selector]).click()
+            await expect(chosen(page)).to_have_attribute("data-candidate", str(body["rerank"]["chosen_index"]))
+            shown = await chosen(page).locator(".numbers").inner_text()
+            rewards = {one["index"]: one["reward"] for one in body["rerank"]["candidates"]}
+            reward_shown = f"{rewards[body['rerank']['chosen_index']]:+.2f}".replace("-", "\N{MINUS SIGN}")
+            assert f"reward {reward_shown}" in shown
+
+
 @pytest.mark.parametrize("selector", ["first", "majority", "reward", "weighted_majority"])
 async def test_the_page_chooses_as_the_gateway_does(open_page, selector):
     async with rig(**upstreams()) as r, open_page(r.url) as page:
@@ -164,9 +189,10 @@ async def test_axe_finds_nothing_serious(open_page, scheme, width):
     assert serious == []
 
 
-async def test_a_phone_never_scrolls_sideways_even_with_long_words(open_page):
+@pytest.mark.parametrize("phone", [PHONE, WIDER_PHONE], ids=["360 px", "390 px"])
+async def test_a_phone_never_scrolls_sideways_even_with_long_words(open_page, phone):
     solutions = [RIGHT, "x" * 400 + "\n#### " + "9" * 300]
-    async with rig(policy={"solutions": solutions}) as r, open_page(r.url, **PHONE) as page:
+    async with rig(policy={"solutions": solutions}) as r, open_page(r.url, **phone) as page:
         await page.get_by_label("Candidates (N)").fill("2")
         await ask(page)
         await page.locator("details.candidate:not([open]) summary").click()
@@ -182,6 +208,43 @@ async def test_dark_is_dark_and_light_is_light(open_page):
                 colour = await page.evaluate("getComputedStyle(document.body).backgroundColor")
                 brightness.append(sum(int(part) for part in colour.strip("rgb()").split(",")))
     assert brightness[0] < 150 < 600 < brightness[1]
+
+
+async def brightness_of(page):
+    colour = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(int(part) for part in colour.strip("rgb()").split(","))
+
+
+@pytest.mark.parametrize(("system", "chosen_look"), [("light", "Dark"), ("dark", "Light")])
+async def test_the_look_can_be_chosen_against_the_system_and_is_remembered(open_page, system, chosen_look):
+    async with rig(**upstreams()) as r, open_page(r.url, color_scheme=system) as page:
+        switch = page.get_by_role("group", name="Look of the page")
+        await expect(switch.get_by_role("radio", name="System")).to_be_checked()
+        before = await brightness_of(page)
+        await switch.get_by_text(chosen_look, exact=True).locator("xpath=..").click()
+        after = await brightness_of(page)
+        await page.reload()
+        await expect(switch.get_by_role("radio", name=chosen_look)).to_be_checked()
+        assert (after, await page.evaluate("localStorage['irlops-look']")) == (
+            await brightness_of(page),
+            chosen_look.lower(),
+        )
+    assert (before < 150 < 600 < after) if system == "dark" else (after < 150 < 600 < before)
+
+
+async def test_the_look_is_changed_with_the_keyboard_and_given_back_to_the_system(open_page):
+    async with rig(**upstreams()) as r, open_page(r.url, color_scheme="light") as page:
+        await page.keyboard.press("Tab")  # the first thing on the page
+        await expect(page.get_by_role("radio", name="System")).to_be_focused()
+        await page.keyboard.press("ArrowLeft")  # round to the last one, dark
+        await expect(page.get_by_role("radio", name="Dark")).to_be_checked()
+        assert await brightness_of(page) < 150
+        await page.keyboard.press("ArrowRight")
+        await expect(page.get_by_role("radio", name="System")).to_be_checked()
+        assert (await brightness_of(page), await page.evaluate("localStorage.length")) == (
+            244 + 245 + 248,
+            0,
+        )
 
 
 async def test_long_solutions_stay_usable(open_page):

@@ -3,6 +3,7 @@ import { AskForm } from "./ask_form";
 import { ask, Refusal, score } from "./gateway";
 import { Results, type Run } from "./results";
 import { ScoreForm, ScoredSolution, type Scored } from "./scoring";
+import { LookSwitch } from "./theme";
 import type { Question } from "./types";
 
 const KEY = "irlops-api-key";
@@ -79,6 +80,7 @@ export function App() {
         <h1>
           irlops <span>playground</span>
         </h1>
+        <LookSwitch />
         <label class="key">
           <span>API key</span>
           <input
