@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 # In the order of their cost; `make bench BENCH=gateway_latency` runs one.
-BENCH ?= gateway_latency gateway_throughput gateway_memory
+BENCH ?= gateway_latency gateway_throughput gateway_memory training_throughput
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export VLLM_NO_USAGE_STATS := 1
