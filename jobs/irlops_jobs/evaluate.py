@@ -6,7 +6,8 @@ Everything that reads test problems happens here, after training; the critic is 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -79,6 +80,21 @@ def _stop_at_once(*_: object) -> NoReturn:
     raise PreemptedError("The evaluation was asked to stop. Start it again; it begins anew.")
 
 
+def saying_now_and_then(
+    say: Callable[[str], None], *, now_s: Callable[[], float] = time.monotonic
+) -> Callable[[int, int], None]:
+    """A line once sampling has taken two seconds, then one every ten; no more than what a log bears."""
+    due_s = now_s() + 2
+
+    def tell(num_done: int, num_problems: int) -> None:
+        nonlocal due_s
+        if num_done < num_problems and now_s() >= due_s:
+            due_s = now_s() + 10
+            say(f"sampled {num_done} of {num_problems} problems")
+
+    return tell
+
+
 class Judge:
     """The critic under evaluation, with what it needs to score anybody's samples."""
 
@@ -121,7 +137,12 @@ class Judge:
         engine = build_engine(job.rollouts, policy.to(runtime.device), self.tokenizer, max_length=job.model.max_length)
         prompts = [encode_prompt(self.tokenizer, row.question) for _, row in mine]
         seeds = [derive_seed("evaluate", job.seed, split, index) for index, _ in mine]
-        samples = engine.sample(prompts, num_samples=job.samples_per_problem, seeds=seeds)
+        samples = engine.sample(
+            prompts,
+            num_samples=job.samples_per_problem,
+            seeds=seeds,
+            on_progress=saying_now_and_then(self._session.say),
+        )
         engine.close()
         rewards = self._score(prompts, [[sample.token_ids for sample in group] for group in samples])
         problems = [

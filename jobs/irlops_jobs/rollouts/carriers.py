@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,10 +25,21 @@ class Sample:
     """Ran out of tokens before the end token."""
 
 
+OnProgress = Callable[[int, int], None]
+"""Called now and then while sampling, with prompts that are done and all of them."""
+
+
 class RolloutEngine(Protocol):
     """Samples solutions from the newest policy weights it was given."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, num_samples: int, seeds: Sequence[int]) -> list[list[Sample]]:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_samples: int,
+        seeds: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Sample]]:
         """``num_samples`` solutions for each prompt; ``seeds`` (one a prompt) fix them, whatever shares the batch."""
         ...
 

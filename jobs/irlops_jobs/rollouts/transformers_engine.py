@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from irlops.contracts.jobs import RolloutConfig
 from irlops_jobs.models.save import base_model_of, merged_state_dict
 from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
-from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.carriers import OnProgress, Sample
 from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, sampling_dtype, uniform_draws
 
 COMPACT_BELOW = 0.7
@@ -102,7 +102,14 @@ class TransformersEngine:
         """Nothing to give back: the model belongs to the trainer."""
 
     @torch.inference_mode()
-    def sample(self, prompts: Sequence[Sequence[int]], *, num_samples: int, seeds: Sequence[int]) -> list[list[Sample]]:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_samples: int,
+        seeds: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Sample]]:
         was_training = self._policy.training
         self._policy.eval()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -113,6 +120,8 @@ class TransformersEngine:
             samples = self._decode([prompts[i] for i in chosen], num_samples, [seeds[i] for i in chosen])
             for row, index in enumerate(chosen):
                 results[index] = samples[row * num_samples : (row + 1) * num_samples]
+            if on_progress:
+                on_progress(start + len(chosen), len(order))
         self._policy.train(was_training)
         return results
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from irlops.contracts.jobs import RolloutConfig
 from irlops.errors import MissingDependencyError
 from irlops_jobs.models.save import base_model_of, merged_state_dict
-from irlops_jobs.rollouts.carriers import Sample
+from irlops_jobs.rollouts.carriers import OnProgress, Sample
 from irlops_jobs.rollouts.sampling import sampling_dtype
 
 LARGEST_SEED = 2**31 - 1
@@ -80,7 +80,14 @@ class VllmEngine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         self._llm.reset_prefix_cache()
 
-    def sample(self, prompts: Sequence[Sequence[int]], *, num_samples: int, seeds: Sequence[int]) -> list[list[Sample]]:
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_samples: int,
+        seeds: Sequence[int],
+        on_progress: OnProgress | None = None,  # noqa: ARG002 - vLLM schedules all of them at once, and says nothing
+    ) -> list[list[Sample]]:
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         params = [self._params(num_samples, seed) for seed in seeds]
         outputs = self._llm.generate(requests, params, use_tqdm=False)

@@ -49,6 +49,15 @@ def _engine(batch_size):
     return TransformersEngine(build_tiny_policy(3), config, eos_token_id=2)
 
 
+def test_progress_is_told_after_every_batch():
+    told = []
+    # Four samples each and room for four rows: one question at a time.
+    _engine(4).sample(
+        [(1, 3, 4), (1, 4), (1, 5, 4)], num_samples=4, seeds=[7, 8, 9], on_progress=lambda *n: told.append(n)
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_samples_are_the_same_however_they_are_batched():
     prompts = [(1, 3, 40, 41, 42, 43, 4), (1, 3, 50, 4), (1, 3, 51, 52, 4)]
     together = _engine(64).sample(prompts, num_samples=4, seeds=[7, 8, 9])
