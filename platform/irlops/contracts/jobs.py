@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from irlops.errors import ConfigError
@@ -250,6 +251,15 @@ class SftJob(JobBase):
     evaluate_prompts: int = Field(default=64, ge=8)
     optimizer: OptimizerConfig
 
+    @model_validator(mode="after")
+    def _checks_need_whole_weights(self) -> SftJob:
+        if self.sharding == "fsdp" and self.evaluate_every > 0:
+            raise ValueError(
+                f"evaluate_every: {self.evaluate_every} can't go with sharding: fsdp; solutions of held-out questions are "
+                "sampled from whole weights. Set evaluate_every: 0 and run an evaluate job afterwards, or sharding: ddp."
+            )
+        return self
+
 
 class ReinforcementJob(JobBase):
     num_rounds: int = Field(ge=1)
@@ -310,14 +320,21 @@ def parse_job(document: Any, *, origin: str) -> Job:
     try:
         return _JOB.validate_python(document)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'] if part not in ('sft', 'airl', 'grpo', 'evaluate')) or 'the file'}: "
-            f"{problem['msg']}" + ("" if problem["type"] == "missing" else f" (seen: {problem['input']!r:.80})")
-            for problem in error.errors()
-        )
+        problems = "; ".join(map(_explained, error.errors()))
         raise ConfigError(
             f"{origin} is not a valid job file: {problems}. The keys are described in docs/jobs.md."
         ) from error
+
+
+def _explained(problem: ErrorDetails) -> str:
+    """One wrong key with what was seen there; a rule between keys says itself what it saw."""
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("sft", "airl", "grpo", "evaluate"))
+    is_rule = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    if is_rule and not place:
+        return message
+    seen = "" if is_rule or problem["type"] == "missing" else f" (seen: {problem['input']!r:.80})"
+    return f"{place or 'the file'}: {message}{seen}"
 
 
 def load_job(path: Path) -> Job:
