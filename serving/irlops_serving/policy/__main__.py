@@ -78,8 +78,7 @@ def _serve_transformers(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     dtype = "auto" if options.dtype == "checkpoint" else options.dtype
     engine = Engine(load_policy(options.model_dir, dtype=dtype, max_length=options.max_length))
-    tracer = make_server_tracer("irlops-policy")
-    app = PolicyRoutes(engine, options.model_name, tracer).app()
+    app = PolicyRoutes(engine, options.model_name, make_server_tracer("irlops-policy")).app()
     print(f"Serving {options.model_name} on http://{options.host}:{options.port}", flush=True)
     uvicorn.run(
         app,
@@ -90,7 +89,6 @@ def _serve_transformers(options: argparse.Namespace) -> None:
         timeout_graceful_shutdown=10,
     )
     engine.stop()
-    tracer.close()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import orjson
@@ -53,8 +54,16 @@ class PolicyRoutes:
             Route("/health", self.health),
         ]
         return Starlette(
-            routes=routes, exception_handlers={RequestError: _refuse, HTTPException: _refuse_http, Exception: _fail}
+            routes=routes,
+            exception_handlers={RequestError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+            lifespan=self._lifespan,
         )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Send the last spans while the process still runs: uvicorn ends it by the signal that asked for its end."""
+        yield
+        await asyncio.to_thread(self._tracer.close)
 
     async def health(self, _: Request) -> Response:
         return Response()
