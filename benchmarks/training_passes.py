@@ -86,7 +86,8 @@ class PlainLoop:
         self._policy, self._reference = (
             AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention) for _ in range(2)
         )
-        self._critic, self._attention, self._tokenizer = critic, attention, tokenizer
+        critic.set_attn_implementation(attention)  # pyright: ignore[reportCallIssue] - any transformers model has it
+        self._critic, self._tokenizer = critic, tokenizer
         self._policy_optimizer = torch.optim.AdamW(self._policy.parameters(), lr=1e-6)
         trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
         self._critic_optimizer = torch.optim.AdamW(trained, lr=1e-6)
@@ -142,7 +143,6 @@ class PlainLoop:
         return logprob_BLV.gather(-1, batch.ids_BL[:, 1:, None]).squeeze(-1)
 
     def _rewards(self, batch: Padded) -> Tensor:
-        self._critic.set_attn_implementation(self._attention)  # pyright: ignore[reportCallIssue] - any transformers model
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = self._critic(input_ids=batch.ids_BL, attention_mask=batch.attention_BL)
         return out.logits.squeeze(-1).float()
@@ -253,7 +253,7 @@ def main() -> None:
     job = AirlJob.model_validate(document)
     with open_session(job, JobEnvironment(state_dir=STATE_DIR)) as session:
         ours = our_side(session, job)
-        # Not of the job: its samples must stay what they are while passes are repeated.
+        # Their own, as like the job's as two copies of one start.
         critics = {
             attention: build_critic(job, session.environment, ours.side.tokenizer) for attention in ("sdpa", "eager")
         }

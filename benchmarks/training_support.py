@@ -55,8 +55,12 @@ def recipe(name: str) -> dict[str, Any]:
     return yaml.safe_load(next(documents)["data"]["job.yaml"])
 
 
-def reinforcement_document(kind: str, num_rounds: int) -> dict[str, Any]:
-    """The tiny recipe of ``grpo`` or ``airl`` at the compared size: one update a round, checks and saves at the end only."""
+def reinforcement_document(kind: str, num_rounds: int, **critic: Any) -> dict[str, Any]:
+    """The tiny recipe of ``grpo`` or ``airl`` at the compared size: one update a round, checks and saves at the end only.
+
+    Args:
+        critic: changes of an airl recipe's ``critic`` section.
+    """
     document = recipe(f"{kind}-tiny")
     document |= {"run_name": f"bench-{kind}", "num_rounds": num_rounds, "prompts_per_round": PROMPTS}
     document["data"] |= {"num_train": NUM_TRAIN, "num_dev": 8}
@@ -68,7 +72,7 @@ def reinforcement_document(kind: str, num_rounds: int) -> dict[str, Any]:
     optimizer = "adamw" if kind == "grpo" else document["policy"]["optimizer"]["name"]
     document["policy"]["optimizer"] = {"name": optimizer, "learning_rate": LEARNING_RATE}
     if kind == "airl":
-        document["critic"] |= {"warmup_rounds": 0, "branch_warmup_updates": 1}
+        document["critic"] |= {"warmup_rounds": 0, "branch_warmup_updates": 1} | critic
     return document
 
 
@@ -83,9 +87,9 @@ def warm_start(num_steps: int) -> Path:
     return folder / "policy"
 
 
-def run_ours(kind: str, num_rounds: int, threads: int) -> Run:
+def run_ours(kind: str, num_rounds: int, threads: int, **critic: Any) -> Run:
     """One run of the job as a process, read from its own record."""
-    folder = _run_job(reinforcement_document(kind, num_rounds), threads)
+    folder = _run_job(reinforcement_document(kind, num_rounds, **critic), threads)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     walls = {row["step"]: row["wall_s"] for row in rows}
     timed = [
