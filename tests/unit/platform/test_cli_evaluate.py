@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from irlops.cli.evaluate import make_job
+from irlops.cli.evaluate import _table, make_job
 from irlops.cli.main import app
-from irlops.contracts.pair import Pair
+from irlops.contracts.pair import Pair, summarise_evaluation
 from irlops.errors import ConfigError
 from irlops.registry.pairs import pair_in_folder
-from support.pair_folders import write_pair
+from support.pair_folders import evaluation_body, write_pair
 
 
 @pytest.fixture
@@ -41,3 +43,14 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path: Path, pair
     arguments = ["evaluate", "--pair", str(tmp_path), "--dataset", "math", "--output-dir", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, "Choose arithmetic or gsm8k" in result.output) == (2, True)
+
+
+def test_the_table_also_has_the_strict_published_answer_rule() -> None:
+    strict = {"pass_at_1": {"mean": 0.4}, "disagreements": 3}
+    screen = Console(file=io.StringIO(), width=100)
+    screen.print(_table(summarise_evaluation(evaluation_body() | {"strict": strict})))
+    printed = screen.file
+    assert isinstance(printed, io.StringIO)
+    rows = [line.split() for line in printed.getvalue().splitlines()]
+    assert ["strict.pass_at_1", "0.400"] in rows
+    assert not any(row[0].startswith("strict.disagreements") for row in rows)
