@@ -180,11 +180,21 @@ def _own_critic_folder(session: Session, job: EvaluateJob) -> Path | None:
     return None if critic_from.is_absolute() else session.environment.state_dir / critic_from
 
 
+_OF_OTHER_ROWS = ("transfer.", "untrained.")  # each row has metrics of its own
+
+
 def _track(session: Session, job: EvaluateJob, evaluations: Mapping[str, Evaluation], folder: Path) -> None:
     """Numbers as metrics (``airl/critic.auroc``), files as artifacts under ``evaluation/``."""
     for name, evaluation in evaluations.items():
         metrics = summarise_evaluation(evaluation.body()).metrics
-        session.tracking.log_metrics({f"{name}/{metric}": value for metric, value in metrics.items()}, step=0)
+        session.tracking.log_metrics(
+            {
+                f"{name}/{metric.replace('@', '_at_')}": value  # MLflow takes no @ in a name
+                for metric, value in metrics.items()
+                if not metric.startswith(_OF_OTHER_ROWS)
+            },
+            step=0,
+        )
     session.tracking.set_tags(
         {"evaluated_policy": str(job.model.policy_from), "evaluated_critic": str(job.model.critic_from)}
     )

@@ -23,17 +23,19 @@ class PolicyScorer(nn.Module):
         self._autocast = autocast
         self._temperature = temperature
 
-    def forward(self, batch: TraceBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: TraceBatch) -> tuple[Tensor, ...]:
         """Log-probabilities and entropies.
 
         Returns:
             (S, T) float32 nats, <= 0, with gradients; (S, T) float32 nats, >= 0, without. Both are 0 where masked.
-            With branches: (S, A) float32 nats of the solutions' own tokens there, and of the branches' tokens.
+            With branches also: (S, A) float32 nats of the branches' tokens, from the same pass.
         """
         with _precision(self._autocast, batch.solution_ids_ST.device):
             before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
-        if isinstance(batch, BranchBatch):
-            return self._compare_branches(batch, before_STH)
+        own = self._own_tokens(batch, before_STH)
+        return (*own, self._branches(batch, before_STH)) if isinstance(batch, BranchBatch) else own
+
+    def _own_tokens(self, batch: TraceBatch, before_STH: Tensor) -> tuple[Tensor, Tensor]:
         mask_ST = batch.solution_mask_ST
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         # Scaling the states scales the logits: heads of causal language models have no bias.
@@ -41,18 +43,13 @@ class PolicyScorer(nn.Module):
         chosen_N, entropy_N = chosen_logprobs(hidden_NH, batch.solution_ids_ST[mask_ST], head, head.weight.shape[0])
         return _scatter(chosen_N, mask_ST), _scatter(entropy_N, mask_ST)
 
-    def _compare_branches(self, batch: BranchBatch, before_STH: Tensor) -> tuple[Tensor, Tensor]:
+    def _branches(self, batch: BranchBatch, before_STH: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         position_SA = batch.branch_position_SA
         at_SAH = before_STH.gather(1, position_SA[:, :, None].expand(-1, -1, before_STH.shape[-1]))
         hidden_NH = at_SAH.flatten(0, 1).to(head.weight.dtype) / self._temperature  # pyright: ignore
-        own_N = batch.solution_ids_ST.gather(1, position_SA).flatten()
-        size = head.weight.shape[0]
-        own, other = (
-            chosen_logprobs(hidden_NH, ids_N, head, size)[0].view(position_SA.shape)
-            for ids_N in (own_N, batch.branch_ids_SA.flatten())
-        )
-        return own, other
+        chosen_N, _ = chosen_logprobs(hidden_NH, batch.branch_ids_SA.flatten(), head, head.weight.shape[0])
+        return chosen_N.view(position_SA.shape)
 
     def propose(self, batch: TraceBatch, uniform_ST: Tensor, *, num_branches: int, floor: float) -> BranchBatch:
         """What this policy would have written in place of the solutions' tokens, where it doubts them most."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from irlops.contracts.jobs import PolicyConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.updates.microbatches import Group, MicroBatch, Trace, plan
+from irlops_jobs.updates.microbatches import Group, MicroBatch, plan
 from irlops_jobs.updates.own_states import JudgedBranches, two_action_loss
 
 
@@ -76,35 +76,62 @@ def update_policy(
     """``config.updates_per_round`` optimizer steps on one round's samples.
 
     Args:
-        judged: branches off the same samples; they join each step, weighted by ``config.branch_weight``.
+        judged: branches off the same samples, in passes planned alike; they join each step, weighted by
+            ``config.branch_weight``. With ``expert_in_group`` the samples are others, and the passes stay apart.
     Returns:
         Loss, gradient norm, KL to the warm start (nats per token), entropy (nats per token), the clipped part of the
         tokens, and the mean and largest gap between the trainer's and the engine's log-probabilities.
     """
     metrics: dict[str, float] = {}
-    for update in range(config.updates_per_round):
-        batches = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=PolicyTarget.idle())
-        if update == 0 and config.updates_per_round > 1:
-            batches = [_with_old_logprobs(policy, micro) for micro in batches]
-            groups = _regroup(batches)
-        tally = _Tally()
+    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=PolicyTarget.idle())
+    if config.updates_per_round > 1:
+        micros = [_with_old_logprobs(policy, micro) for micro in micros]
+    passes = pair_passes(micros, judged, config)
+    for _ in range(config.updates_per_round):
+        tally = Tally()
 
-        def loss_of(
-            module: nn.Module, micro: MicroBatch[PolicyTarget] | JudgedBranches, tally: _Tally = tally
-        ) -> Tensor:
-            if isinstance(micro, JudgedBranches):
-                own_SA, other_SA = module(micro.batch)
-                return config.branch_weight * two_action_loss(own_SA, other_SA, micro)
-            logprob_ST, entropy_ST = module(micro.batch)
-            return policy_loss(logprob_ST, entropy_ST, micro, config=config, tally=tally)
+        def loss_of(module: nn.Module, one: Pass, tally: Tally = tally) -> Tensor:
+            return loss_of_pass(module, one, config, tally)
 
-        metrics = policy.step([*batches, *judged], loss_of)
+        metrics = policy.step(passes, loss_of)
         metrics = {f"policy/{name}": value for name, value in metrics.items()} | tally.totals(policy)
     return metrics
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass: over samples, over branches off them, or over both at once."""
+
+    micro: MicroBatch[PolicyTarget] | None
+    judged: JudgedBranches | None
+
+
+def pair_passes(
+    micros: Sequence[MicroBatch[PolicyTarget]], judged: Sequence[JudgedBranches], config: PolicyConfig
+) -> list[Pass]:
+    """Branches ride along with their samples, which takes half of the passes; not with ``expert_in_group``, where the
+    groups have one member more than the branches know of."""
+    if judged and not config.expert_in_group:
+        return [Pass(micro, branches) for micro, branches in zip(micros, judged, strict=True)]
+    return [*(Pass(micro, None) for micro in micros), *(Pass(None, branches) for branches in judged)]
+
+
+def loss_of_pass(module: nn.Module, one: Pass, config: PolicyConfig, tally: Tally) -> Tensor:
+    """() float32, what one pass adds to the step's loss."""
+    if one.judged is None:
+        assert one.micro is not None
+        logprob_ST, entropy_ST = module(one.micro.batch)
+        return policy_loss(logprob_ST, entropy_ST, one.micro, config=config, tally=tally)
+    logprob_ST, entropy_ST, other_SA = module(one.judged.batch)
+    own_SA = logprob_ST.gather(1, one.judged.batch.branch_position_SA)
+    loss = config.branch_weight * two_action_loss(own_SA, other_SA, one.judged)
+    if one.micro is not None:
+        loss = loss + policy_loss(logprob_ST, entropy_ST, one.micro, config=config, tally=tally)
+    return loss
+
+
 def policy_loss(
-    logprob_ST: Tensor, entropy_ST: Tensor, micro: MicroBatch[PolicyTarget], *, config: PolicyConfig, tally: _Tally
+    logprob_ST: Tensor, entropy_ST: Tensor, micro: MicroBatch[PolicyTarget], *, config: PolicyConfig, tally: Tally
 ) -> Tensor:
     """Clipped surrogate plus KL, weighted by token.
 
@@ -164,7 +191,7 @@ def trace_logprobs(policy: Scoring, groups: Sequence[Group[int]], *, micro_batch
     return result
 
 
-class _Tally:
+class Tally:
     """Token sums of what a step wants to report."""
 
     names = ("kl", "entropy", "clipped", "gap")
@@ -203,19 +230,3 @@ def _with_old_logprobs(policy: Trainer, micro: MicroBatch[PolicyTarget]) -> Micr
         for target, row, mask in zip(micro.payloads, logprob_ST, micro.batch.solution_mask_ST, strict=True)
     ]
     return MicroBatch(micro.batch, payloads, micro.groups)
-
-
-def _regroup(batches: Sequence[MicroBatch[PolicyTarget]]) -> list[Group[PolicyTarget]]:
-    groups: list[Group[PolicyTarget]] = []
-    for micro in batches:
-        prompts = [
-            tuple(ids[mask].tolist())
-            for ids, mask in zip(micro.batch.prompt_ids_QP, micro.batch.prompt_mask_QP, strict=True)
-        ]
-        members: list[list[Trace[PolicyTarget]]] = [[] for _ in prompts]
-        for owner, ids, mask, target in zip(
-            micro.groups, micro.batch.solution_ids_ST, micro.batch.solution_mask_ST, micro.payloads, strict=True
-        ):
-            members[owner].append(Trace(tuple(ids[mask].tolist()), target))
-        groups += [Group(prompt, traces) for prompt, traces in zip(prompts, members, strict=True)]
-    return groups

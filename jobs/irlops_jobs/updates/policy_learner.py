@@ -78,7 +78,10 @@ class PolicyLearner:
         metrics = self._reward_metrics(rewards) | {"policy/groups_without_spread": num_questions - num_used}
         if num_used == 0 and not judged:
             return metrics | {"policy/skipped": 1.0}
-        groups = self._with_reference([self._group(q, a, num_samples) for q, a in used])
+        # Passes are shared with the branches, which are off the samples of all questions; groups that teach nothing weigh 0.
+        shared = bool(judged) and not self._job.policy.expert_in_group
+        taught = list(zip(questions, advantages, strict=True)) if shared else used
+        groups = self._with_reference([self._group(q, a, num_samples) for q, a in taught])
         return metrics | update_policy(
             self._trainer,
             groups,
@@ -94,17 +97,18 @@ class PolicyLearner:
         used_G = torch.tensor([not (s.truncated and self._job.policy.mask_truncated) for s in question.samples])
         return group_advantages(reward_GT, mask_GT, policy=self._job.policy, reward=self._reward, used_G=used_G)
 
-    def _group(self, question: SampledQuestion, advantage_GT: Tensor, num_samples: float) -> Group[PolicyTarget]:
+    def _group(self, question: SampledQuestion, advantage_GT: Tensor | None, num_samples: float) -> Group[PolicyTarget]:
         traces: list[Trace[PolicyTarget]] = []
-        for sample, advantage_T in zip(question.samples, advantage_GT, strict=True):
+        for index, sample in enumerate(question.samples):
             length = len(sample.token_ids)
+            advantage_T = torch.zeros(length) if advantage_GT is None else advantage_GT[index]
             weight = token_weights(
                 length,
                 num_samples=num_samples,
                 config=self._job.policy,
                 max_new_tokens=self._job.rollouts.max_new_tokens,
             )
-            if sample.truncated and self._job.policy.mask_truncated:
+            if advantage_GT is None or (sample.truncated and self._job.policy.mask_truncated):
                 weight = torch.zeros_like(weight)
             target = PolicyTarget(advantage_T[:length], torch.tensor(sample.logprobs), None, None, weight)
             traces.append(Trace(sample.token_ids, target))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from irlops.contracts.jobs import OptimizerConfig
+from irlops.contracts.jobs import OptimizerConfig, PolicyConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
@@ -11,9 +11,9 @@ from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.session import EncodedDemonstration
-from irlops_jobs.updates.microbatches import Group, Trace
+from irlops_jobs.updates.microbatches import Group, Trace, plan
 from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, two_action_loss
-from irlops_jobs.updates.policy import trace_logprobs
+from irlops_jobs.updates.policy import PolicyTarget, Tally, loss_of_pass, pair_passes, trace_logprobs
 
 ALONE = Runtime(rank=0, world_size=1, device=torch.device("cpu"))
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3)
@@ -57,13 +57,32 @@ def test_the_gain_is_the_difference_of_rewards_of_two_whole_sequences():
 
 def test_log_probabilities_of_both_tokens_are_those_of_a_plain_pass():
     policy, _, judged = _judge(_question())
-    own_SA, other_SA = policy.forward(judged.batch)
+    own_ST, _, other_SA = policy.forward(judged.batch)
+    own_SA = own_ST.gather(1, judged.batch.branch_position_SA)
     plain = trace_logprobs(policy, [Group((1, 7, 8), [Trace(SOLUTION, 0)])], micro_batch_tokens=4096)[0]
     assert own_SA[0].tolist() == pytest.approx(plain[judged.batch.branch_position_SA[0]].tolist(), abs=1e-5)
     position, other = int(judged.batch.branch_position_SA[0, 0]), int(judged.batch.branch_ids_SA[0, 0])
     swapped = (*SOLUTION[:position], other)
     expected = trace_logprobs(policy, [Group((1, 7, 8), [Trace(swapped, 0)])], micro_batch_tokens=4096)[0][-1]
     assert other_SA[0, 0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_samples_and_branches_in_one_pass_teach_what_they_teach_in_two():
+    policy, _, judged = _judge(_question())
+    target = PolicyTarget(torch.linspace(-1, 1, 5), torch.full((5,), -1.0), None, None, torch.full((5,), 0.2))
+    (micro,) = plan(
+        [Group((1, 7, 8), [Trace(SOLUTION, target)])], max_tokens=4096, runtime=ALONE, idle=PolicyTarget.idle()
+    )
+    gradients = []
+    for expert_in_group in (False, True):  # with the expert in the group the samples are others, so passes stay apart
+        config = PolicyConfig(expert_in_group=expert_in_group, branch_weight=0.7)
+        policy.scorer.zero_grad()
+        passes = pair_passes([micro], [judged], config)
+        for one in passes:
+            loss_of_pass(policy.scorer, one, config, Tally()).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.scorer.parameters()]))
+        assert len(passes) == 1 + expert_in_group
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 def test_a_truncated_sample_gains_nothing():

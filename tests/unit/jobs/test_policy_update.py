@@ -10,7 +10,7 @@ from irlops_jobs.models.shared_prefix import TraceBatch
 from irlops_jobs.updates.microbatches import MicroBatch
 from irlops_jobs.updates.policy import (
     PolicyTarget,
-    _Tally,
+    Tally,
     importance_weights,
     kl_estimate,
     policy_loss,
@@ -34,7 +34,7 @@ def _micro(advantage, *, engine=None, old=None, reference=None, weight=1.0):
 
 def _loss_and_gradient(logprob, micro, config=NO_KL):
     logprob_ST = torch.tensor([logprob], requires_grad=True)
-    loss = policy_loss(logprob_ST, torch.zeros_like(logprob_ST), micro, config=config, tally=_Tally())
+    loss = policy_loss(logprob_ST, torch.zeros_like(logprob_ST), micro, config=config, tally=Tally())
     loss.backward()
     return loss.item(), logprob_ST.grad[0].tolist()
 
