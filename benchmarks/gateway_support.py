@@ -282,16 +282,27 @@ async def _client(url: str, path: str, body: bytes, end_s: float, latencies: lis
     writer.close()
 
 
-def run_load(url: str, path: str, body: dict[str, Any], connections: int, seconds: float) -> Load:
-    """Closed-loop load from this process: ``connections`` at once, each asks again when answered."""
+def run_load(
+    url: str, path: str, body: dict[str, Any], connections: int, seconds: float, *, spread_s: float = 0.0
+) -> Load:
+    """Closed-loop load from this process: ``connections`` at once, each asks again when answered.
+
+    Args:
+        spread_s: Connections begin evenly over this time. With 0 all begin together, and with an upstream that always
+            takes equally long they stay together: every round trip is a burst.
+    """
 
     async def run() -> Load:
         latencies: list[float] = []
         errors: list[str] = []
         started_s = time.perf_counter()
         raw = json.dumps(body).encode()
-        clients = [_client(url, path, raw, started_s + seconds, latencies, errors) for _ in range(connections)]
-        await asyncio.gather(*clients)
+
+        async def begin(place: int) -> None:
+            await asyncio.sleep(spread_s * place / connections)
+            await _client(url, path, raw, started_s + seconds, latencies, errors)
+
+        await asyncio.gather(*map(begin, range(connections)))
         wall_s = time.perf_counter() - started_s
         return Load(
             len(latencies) / wall_s,
