@@ -89,6 +89,8 @@ CRITIC_COLUMNS: dict[str, Callable[[Body], float | None]] = {
     "ECE before": lambda body: body["critic"]["ece_before"],
     "r correct": lambda body: body["critic"]["pearson_correctness"],
     "r format": lambda body: body["critic"]["pearson_format"],
+    "r correct, raw": lambda body: body["critic"].get("pearson_correctness_raw"),
+    "r format, raw": lambda body: body["critic"].get("pearson_format_raw"),
     "Hit@1": lambda body: body["first_error"] and body["first_error"]["hit_at_1"],
     "chance": lambda body: body["first_error"] and body["first_error"]["chance"],
     "Hit@1 logprob": lambda body: body["first_error"] and body["first_error"]["logprob_hit_at_1"],

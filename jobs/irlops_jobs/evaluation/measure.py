@@ -88,7 +88,7 @@ def measure(
         differences=_differences(hits, replay, calibration, bootstrap),
         strict=_strict(table, bootstrap),
         samples=_counts(table),
-        critic=_critic_numbers(table, calibration, reliability, bootstrap),
+        critic=_critic_numbers(table, calibration, chances, reliability, bootstrap),
         by_aggregation={name: _by_aggregation(table, name, bootstrap) for name in AGGREGATIONS},
         calibration=calibration,
         reliability=reliability.bins(),
@@ -158,8 +158,10 @@ def _counts(table: SampleTable) -> SampleCounts:
 
 
 def _critic_numbers(
-    table: SampleTable, calibration: Calibration, reliability: Reliability, bootstrap: Bootstrap
+    table: SampleTable, calibration: Calibration, chances: Floats, reliability: Reliability, bootstrap: Bootstrap
 ) -> CriticNumbers:
+    # Correlations are of the calibrated chance: log-odds have no bound, so a few samples that fall apart decide a Pearson
+    # correlation of theirs alone, and a sample that falls apart is badly formatted, too.
     reward, span, right = table.reward_by(calibration.aggregation), table.span_reward_PN, table.right_PN
     estimates = {
         "auroc": auroc(reward, right, bootstrap),
@@ -167,9 +169,11 @@ def _critic_numbers(
         "auroc_answer_span": auroc(span, right, bootstrap),
         "ece": reliability.ece(bootstrap),
         "ece_before": Reliability.of(sigmoid(reward), right).ece(bootstrap),
-        "pearson_correctness": pearson(reward, right, bootstrap),
-        "pearson_format": pearson(reward, table.well_formatted_PN, bootstrap),
-        "pearson_length": pearson(reward, table.num_tokens_PN.astype(np.float64), bootstrap),
+        "pearson_correctness": pearson(chances, right, bootstrap),
+        "pearson_format": pearson(chances, table.well_formatted_PN, bootstrap),
+        "pearson_length": pearson(chances, table.num_tokens_PN.astype(np.float64), bootstrap),
+        "pearson_correctness_raw": pearson(reward, right, bootstrap),
+        "pearson_format_raw": pearson(reward, table.well_formatted_PN, bootstrap),
         "pearson_correctness_answer_span": pearson(span, right, bootstrap),
         "pearson_format_answer_span": pearson(span, table.well_formatted_PN, bootstrap),
     }

@@ -102,7 +102,7 @@ _CRITIC_ROWS = (
     ("auroc_answer_span", "AUROC of the answer span", "From the mean reward of the final answer's tokens alone."),
     ("ece", "ECE", "How far calibrated chances are from what happens, on average; 0 is honest."),
     ("ece_before", "ECE before calibration", "The same with the raw reward taken for log-odds."),
-    ("pearson_correctness", "Correlation with being right", "Pearson, over samples."),
+    ("pearson_correctness", "Correlation with being right", "Pearson, over samples, of the calibrated chance."),
     ("pearson_format", "Correlation with format", "Should be small: a critic of looks is easily fooled."),
     ("pearson_length", "Correlation with length", "In tokens."),
 )

@@ -86,9 +86,14 @@ class CriticNumbers(_Record):
     ece_before: float | None
     """The same with the raw reward as log-odds."""
     pearson_correctness: float | None
+    """Of the calibrated chance of being right, as the others: log-odds have no bound, and a few samples that fall apart
+    would decide the correlation alone."""
     pearson_format: float | None
     """Null when every sample is well formatted, or none is."""
     pearson_length: float | None
+    pearson_correctness_raw: float | None = None
+    """Of the reward as it comes from its tokens."""
+    pearson_format_raw: float | None = None
     pearson_correctness_answer_span: float | None
     pearson_format_answer_span: float | None
     ci95: dict[str, tuple[float, float]] = Field(default_factory=dict)

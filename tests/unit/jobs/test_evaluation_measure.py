@@ -86,6 +86,16 @@ def test_identical_samples_have_defined_numbers_and_null_for_the_rest():
     assert one.critic.ece == pytest.approx(1 - 0.731, abs=1e-3)  # sigmoid(1) said of what is always right
 
 
+def test_one_sample_that_falls_apart_does_not_decide_what_the_reward_goes_with():
+    usual = [problem(sample("5", 2.0), sample("5", 1.0), sample("6", -1.0), sample("6", -2.0)) for _ in range(5)]
+    broken = problem(sample("5", 2.0), sample("5", 1.0), sample("6", -1.0), sample("6", -1000.0, truncated=True))
+    critic = measured(*usual, broken).evaluation.critic
+    assert critic.pearson_format_raw == pytest.approx(1.0, abs=1e-3)
+    assert critic.pearson_correctness_raw == pytest.approx(0.21, abs=0.02)
+    assert (critic.pearson_correctness or 0.0) > 0.9
+    assert abs(critic.pearson_format or 1.0) < 0.5
+
+
 def test_only_empty_completions_have_no_number_about_the_critic():
     one = measured(problem(sample(None), sample(None))).evaluation
     assert one.pass_at_k[1].mean == 0.0
