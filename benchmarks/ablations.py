@@ -20,6 +20,12 @@ from irlops.local.training import run_pytorchjob
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
+    "less critic": {
+        "critic.branch_warmup_updates": 700,
+        "critic.branch_updates_per_round": 6,
+        "critic.perturbations_per_positive": 1,
+    },
+    "one corruption of each expert": {"critic.perturbations_per_positive": 1},
     "blame the error alone": {"critic.perturbed_target": "error"},
     "no corrupted experts": {"critic.perturbations_per_positive": 0},
     "no branches off experts": {"critic.branches_per_expert": 0, "critic.branch_warmup_updates": 0},

@@ -53,10 +53,10 @@ def read_seed(folder: Path) -> dict[str, Body]:
 
 
 def headlines(label: str) -> Callable[[str, str], None]:
-    """Print the first worker's lines, less what is indented, behind ``label``."""
+    """Print the workers' lines, less what is indented, behind ``label``; the rendezvous decides which of them is rank 0."""
 
     def say(who: str, line: str) -> None:
-        if who == "worker-0" and not line.startswith(" "):
+        if who.startswith("worker-") and not line.startswith(" "):
             print(f"{label} | {line}", flush=True)
 
     return say
