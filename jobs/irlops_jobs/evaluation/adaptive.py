@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from irlops.contracts.evaluation import Calibration, SamplingPoint
+from irlops.selection.selectors import vote_of
 from irlops.selection.stopping import FEWEST_CANDIDATES, confidence_in, evidence_of
 from irlops_jobs.evaluation.bootstrap import Bootstrap
 from irlops_jobs.evaluation.table import Floats, SampleTable
@@ -95,7 +96,7 @@ def _replay_one(
         answer = int(classes[index])
         if answer >= 0:
             evidence[answer] = evidence.get(answer, 0.0) + evidence_of(candidates[index], calibration)
-            weights[answer] = weights.get(answer, 0.0) + float(chances[index])
+            weights[answer] = weights.get(answer, 0.0) + vote_of(float(chances[index]))
             members.setdefault(answer, int(index))
         if not weights:
             seen.append((0.0, float(table.right_PN[problem, order[0]])))

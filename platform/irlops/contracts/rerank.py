@@ -140,7 +140,7 @@ class AnswerVotes(_Body):
     answer: str | None
     votes: int
     weight: float
-    """Sum of its candidates' weights under the selector (votes, or calibrated chances of being right)."""
+    """Sum of its candidates' weights under the selector (votes, or calibrated odds of being right)."""
 
 
 class RerankTimings(_Body):

@@ -13,6 +13,8 @@ from irlops.selection.candidates import Candidate
 
 Agree = Callable[[str | None, str | None], bool]
 """Whether two answers say the same. Comparing formulas can take long: a server passes an agreement it can bound."""
+GREATEST_CHANCE = 0.98
+"""No single candidate counts as surer than this: a critic that errs, errs with high rewards too."""
 SELECTORS = ("first", "reward", "majority", "weighted_majority", "longest", "logprob")
 
 
@@ -62,6 +64,19 @@ def probability_of(candidate: Candidate, calibration: Calibration) -> float:
     return calibration.probability(reward)
 
 
+def vote_of(chance: float) -> float:
+    """What a candidate's vote weighs: its calibrated odds of being right.
+
+    Odds and not chances: wrong samples often agree, and by chances a dozen of them, each 0.1 sure, would outvote one that is
+    surely right.
+
+    Example:
+        A chance of 0.9 weighs 9, one of 0.5 weighs 1, one of 0.1 a ninth.
+    """
+    chance = min(chance, GREATEST_CHANCE)
+    return chance / (1 - chance)
+
+
 def group_answers(
     candidates: Sequence[Candidate], weights: Sequence[float], agree: Agree = answers_agree
 ) -> tuple[AnswerVotes, ...]:
@@ -91,7 +106,7 @@ def select(
 
     Args:
         selector: first | reward | majority | weighted_majority | longest | logprob. ``weighted_majority`` adds up each
-            answer's calibrated chances of being right.
+            answer's calibrated odds of being right.
         agree: tells which answers are one.
     Raises:
         ValueError: no candidates, or an unknown selector.
@@ -103,7 +118,7 @@ def select(
     num = len(candidates)
     weights = [1.0] * num
     if selector == "weighted_majority":
-        weights = [probability_of(candidate, calibration) for candidate in candidates]
+        weights = [vote_of(probability_of(candidate, calibration)) for candidate in candidates]
     answers = group_answers(candidates, weights, agree)
     order = _order(candidates, selector, calibration, answers)
     chosen = next((one for one in answers if order[0] in one.members), None)

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from irlops.answers import answers_agree
 from irlops.contracts.evaluation import Calibration
 from irlops.selection.candidates import Candidate
-from irlops.selection.selectors import Agree, group_answers, probability_of, reward_of
+from irlops.selection.selectors import GREATEST_CHANCE, Agree, group_answers, probability_of, reward_of, vote_of
 
 FEWEST_CANDIDATES = 2
 LOG_AGREEMENT = math.log(2.0)
 """-log w with w = 1/2: wrong samples often make the same mistake, so agreement alone convinces slowly."""
 PRIOR_LOG_ODDS_AGAINST_NEW = math.log(4.0)
 """Of "nobody has been right so far": an answer needs support beyond this before it counts as known."""
-_LEAST_CHANCE, _GREATEST_CHANCE = 0.02, 0.98
-"""No single candidate is surer than this: a critic that errs, errs with high rewards too."""
+_LEAST_CHANCE = 1 - GREATEST_CHANCE
 
 
 def confidence_in_choice(
@@ -33,11 +32,11 @@ def confidence_in_choice(
     Without any scored candidate the majority's answer is meant.
     """
     evidence = [evidence_of(candidate, calibration) for candidate in candidates]
-    chances = [probability_of(candidate, calibration) for candidate in candidates]
+    votes = [vote_of(probability_of(candidate, calibration)) for candidate in candidates]
     answers = sorted(group_answers(candidates, evidence, agree), key=lambda answer: answer.members[0])
     if not answers:
         return 0.0
-    weights = [sum(chances[i] for i in answer.members) for answer in answers]
+    weights = [sum(votes[i] for i in answer.members) for answer in answers]
     if not any(weights):
         weights = [float(answer.votes) for answer in answers]
     chosen = max(range(len(answers)), key=weights.__getitem__)
@@ -74,5 +73,5 @@ def evidence_of(candidate: Candidate, calibration: Calibration) -> float:
     """What one candidate says for its own answer, nats; never against it, and little when the critic has not scored it."""
     if reward_of(candidate, calibration) == -math.inf:
         return LOG_AGREEMENT
-    chance = min(max(probability_of(candidate, calibration), _LEAST_CHANCE), _GREATEST_CHANCE)
+    chance = min(max(probability_of(candidate, calibration), _LEAST_CHANCE), GREATEST_CHANCE)
     return max(0.0, math.log(chance / (1 - chance)) + LOG_AGREEMENT)

@@ -34,8 +34,8 @@ def two_problems() -> tuple[ScoredProblem, ScoredProblem]:
 def test_selectors_by_hand():
     one = measured(*two_problems()).evaluation
     chosen = {name: by_k[1].mean for name, by_k in one.selectors.items()}
-    # random: (1/4 + 2/4) / 2. reward: 5, then 6. majority: 6, then 5. weighted: sigmoid(3) = 0.95 for 5 against
-    # 2 x 0.12 for 6; then sigmoid(2) = 0.88 for 6 against 2 x 0.27 for 5. longest and log-probability: the first of equals.
+    # random: (1/4 + 2/4) / 2. reward: 5, then 6. majority: 6, then 5. weighted: odds exp(3) = 20 for 5 against
+    # 2 x 0.14 for 6; then exp(2) = 7.4 for 6 against 2 x 0.37 for 5. longest and log-probability: the first of equals.
     assert chosen == {
         "random": 0.375, "reward": 0.5, "majority": 0.5, "weighted_majority": 0.5, "longest": 0.5, "logprob": 0.5,
     }  # fmt: skip

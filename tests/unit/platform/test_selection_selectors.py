@@ -7,6 +7,7 @@ import math
 import pytest
 
 from irlops.selection import Calibration, Candidate, aggregate, select
+from irlops.selection.selectors import vote_of
 
 PLAIN = Calibration()
 
@@ -46,19 +47,25 @@ def test_majority_gives_a_tie_to_the_answer_that_came_up_first():
     assert choose("majority", candidate("6"), candidate("5"), candidate("5"), candidate("6")).index == 0
 
 
-def test_weighted_majority_adds_up_calibrated_chances():
-    # sigmoid(2) = 0.881 for 7; 2 x sigmoid(-0.5) = 2 x 0.378 = 0.755 for 5.
+def test_weighted_majority_adds_up_calibrated_odds():
+    # exp(2) = 7.389 for 7; 2 x exp(-0.5) = 1.213 for 5.
     chosen = choose("weighted_majority", candidate("5", -0.5), candidate("5", -0.5), candidate("7", 2.0))
     assert chosen.index == 2
-    assert [round(votes.weight, 3) for votes in chosen.answers] == [0.881, 0.755]
+    assert [round(votes.weight, 3) for votes in chosen.answers] == [7.389, 1.213]
 
 
 def test_weighted_majority_uses_temperature_and_bias():
-    # (2 - 3) / 0.5 = -2: sigmoid 0.119 for 7; (-0.5 - 3) / 0.5 = -7: 2 x 0.0009 for 5.
+    # (2 - 3) / 0.5 = -2: exp(-2) = 0.135 for 7; (-0.5 - 3) / 0.5 = -7: exp(-7) = 0.0009 for 5.
     sharp = Calibration(temperature=0.5, bias=3.0)
     chosen = choose("weighted_majority", candidate("5", -0.5), candidate("7", 2.0), calibration=sharp)
     assert chosen.answers[0].answer == "7"
-    assert chosen.answers[0].weight == pytest.approx(0.1192, abs=1e-4)
+    assert chosen.answers[0].weight == pytest.approx(0.1353, abs=1e-4)
+
+
+def test_no_candidate_outvotes_fifty_even_ones():
+    # However high its reward, a candidate weighs 0.98 / 0.02 = 49.
+    assert vote_of(1.0) == pytest.approx(49)
+    assert choose("weighted_majority", *[candidate("5", 0.0)] * 50, candidate("7", 30.0)).answers[0].answer == "5"
 
 
 def test_weighted_majority_shows_the_best_rewarded_candidate_of_its_answer():

@@ -53,9 +53,9 @@ def test_without_a_critic_the_majoritys_answer_is_meant():
 
 
 def test_confidence_is_of_the_answer_that_would_be_given():
-    # By added chances 6 leads, 3 x 0.66 = 1.98 to 2 x 0.98 = 1.96, though the evidence is for 5: sampling goes on.
-    seen = [candidate("5", 0.98)] * 2 + [candidate("6", 0.66)] * 3
-    assert confidence_in_choice(seen, PLAIN) < 0.01
+    # By added odds 5 leads, 9 to 4 x 2, though the evidence is for 6, 9 x 2 to (2 x 2)^4 = 256: sampling goes on.
+    seen = [candidate("5", 0.9)] + [candidate("6", 2 / 3)] * 4
+    assert confidence_in_choice(seen, PLAIN) == pytest.approx(18 / (18 + 256 + 4))
     assert not is_settled(seen, PLAIN, 0.5)
 
 

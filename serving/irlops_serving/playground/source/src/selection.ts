@@ -3,7 +3,7 @@
 import type { Candidate, Selector } from "./types";
 
 export const SELECTORS: { id: Selector; name: string; rule: string }[] = [
-  { id: "weighted_majority", name: "Weighted majority", rule: "adds up each answer's chances of being right" },
+  { id: "weighted_majority", name: "Weighted majority", rule: "adds up each answer's odds of being right" },
   { id: "majority", name: "Majority", rule: "counts how often each answer was given" },
   { id: "reward", name: "Highest reward", rule: "takes the candidate that the critic rewards most" },
   { id: "first", name: "First", rule: "takes the policy's first candidate, as without reranking" },
@@ -27,12 +27,18 @@ export function ranked(candidates: Candidate[], selector: Selector): Candidate[]
 function byVotes(candidates: Candidate[], weighted: boolean): Candidate[] {
   const weights = new Map<number, number>();
   for (const { answer_group: group, chance } of candidates) {
-    if (group !== null) weights.set(group, (weights.get(group) ?? 0) + (weighted ? (chance ?? 0) : 1));
+    if (group !== null) weights.set(group, (weights.get(group) ?? 0) + (weighted ? oddsOf(chance ?? 0) : 1));
   }
   // Array.sort is stable and a Map keeps the order in which answers first came up.
   const groups = [...weights].sort((a, b) => b[1] - a[1]).map(([group]) => group);
   const rankOf = (one: Candidate) => (one.answer_group === null ? groups.length : groups.indexOf(one.answer_group));
   return candidates.sort((a, b) => rankOf(a) - rankOf(b) || (weighted ? rewardOf(b) - rewardOf(a) : 0));
+}
+
+/** What a vote weighs: odds of being right; no candidate counts as surer than 98 %. */
+function oddsOf(chance: number): number {
+  const bounded = Math.min(chance, 0.98);
+  return bounded / (1 - bounded);
 }
 
 function rewardOf(candidate: Candidate): number {
