@@ -1,15 +1,18 @@
 """The chart and the programs agree: settings, metrics, keys, generated files, guides."""
 
+import base64
 import importlib.util
 import json
 import os
 import re
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from irlops.contracts.operator import OPERATOR_SERIES, load_operator_settings
+from irlops.operator import webhook
 from irlops_serving.gateway.keys import make_key, read_key_file
 from irlops_serving.gateway.metrics import Metrics
 from irlops_serving.gateway.settings import load_settings
@@ -89,6 +92,19 @@ def test_the_operator_starts_with_what_the_chart_renders(case, clean_environment
     settings = load_operator_settings()
     assert settings.release == "irlops"
     assert settings.job_credentials_secret
+
+
+def test_mlflow_is_told_an_address_and_a_secret_that_the_operator_listens_with():
+    objects = render()
+    url = urlsplit(find(objects, "ConfigMap", "irlops-operator")["data"]["IRLOPS_OPERATOR_WEBHOOK_URL"])
+    service = find(objects, "Service", url.hostname.split(".")[0])
+    [port] = [port for port in service["spec"]["ports"] if port["port"] == url.port]
+    container = find(objects, "Deployment", "irlops-operator")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": port["targetPort"], "containerPort": url.port, "protocol": "TCP"} in container["ports"]
+    assert url.path == webhook.PATH
+    keys = find(objects, "Secret", "irlops-mlflow-auth")["data"]
+    assert len(base64.urlsafe_b64decode(base64.b64decode(keys["webhook-encryption-key"]))) == 32  # what Fernet wants
+    assert "webhook-secret" in keys
 
 
 def test_the_operator_may_patch_the_config_map_that_it_is_told_to_write():

@@ -70,6 +70,13 @@ def test_jobs_of_one_release_reach_each_other_and_no_job_of_another(objects):
     assert not reaches(objects, {**JOB, "irlops.dev/release": "green"}, JOB, 29400)
 
 
+def test_only_mlflow_reaches_the_operators_webhook(objects):
+    operator = pod(objects, "operator")
+    assert reaches(objects, pod(objects, "mlflow"), operator, 8081)
+    for other in (JOB, STRANGER, pod(objects, "gateway"), pod(objects, "policy-vllm")):
+        assert not reaches(objects, other, operator, 8081)
+
+
 def test_the_operator_reaches_the_gateways_health(objects):
     assert reaches(objects, pod(objects, "operator"), pod(objects, "gateway"), 8080)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from irlops.errors import ConfigError
@@ -71,6 +71,12 @@ class OperatorSettings(BaseSettings):
     """Pipelines reconciled at once."""
     health_port: int = 8080
     metrics_port: int = 9090
+    webhook_port: int = 8081
+    """Where MLflow tells of moved aliases; nothing listens there without a secret."""
+    webhook_secret: SecretStr | None = None
+    """MLflow signs its calls with it. Without one, only polls tell of moved aliases."""
+    webhook_url: str | None = None
+    """Where MLflow reaches ``webhook_port``; the operator registers it there."""
     trainjobs: bool = False
     """TrainJob (Kubeflow Trainer v2) may be rendered; the Role holds its verbs."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from irlops.operator.leader import Leader
 from irlops.operator.metrics import OperatorMetrics
 from irlops.operator.observing import Eyes
 from irlops.operator.reconciler import Reconciler
-from irlops.operator.registry import MlflowRegistry
+from irlops.operator.registry import MlflowRegistry, RestClient
+from irlops.operator.webhook import MAX_BODY_BYTES, PATH, handler, keep_registered
 
 _log = logging.getLogger("irlops.operator")
 
@@ -81,10 +82,36 @@ async def run_operator(settings: OperatorSettings, stop: asyncio.Event) -> None:
         reconciler = Reconciler(api, eyes, registry, settings, metrics, owner=controller.gateway_owner)
         async with _answering(settings, metrics, controller):
             try:
-                await _lead(leader, metrics, stop, lambda: controller.run(reconciler, login, stop))
+                await _lead(leader, metrics, stop, lambda: _work(controller, reconciler, login, settings, stop))
             finally:
                 metrics.is_leader.set(0)
                 await leader.step_down()
+
+
+async def _work(
+    controller: Controller,
+    reconciler: Reconciler,
+    login: kopf.ConnectionInfo,
+    settings: OperatorSettings,
+    stop: asyncio.Event,
+) -> None:
+    """What the holder of the Lease does."""
+    registering: asyncio.Task[None] | None = None
+    if settings.webhook_secret and settings.webhook_url:
+        registering = asyncio.create_task(
+            keep_registered(
+                RestClient(settings.tracking_uri),
+                name=f"irlops-{settings.namespace}-{settings.release}",
+                url=settings.webhook_url,
+                secret=settings.webhook_secret.get_secret_value(),
+                retry_s=settings.registry_poll_s,
+            )
+        )
+    try:
+        await controller.run(reconciler, login, stop)
+    finally:
+        if registering is not None:
+            registering.cancel()
 
 
 async def _lead(leader: Leader, metrics: OperatorMetrics, stop: asyncio.Event, work: Callable[[], Any]) -> None:
@@ -115,7 +142,7 @@ async def _lead(leader: Leader, metrics: OperatorMetrics, stop: asyncio.Event, w
 async def _answering(
     settings: OperatorSettings, metrics: OperatorMetrics, controller: Controller
 ) -> AsyncIterator[None]:
-    """/healthz and /metrics, each on its port; standbys are healthy too."""
+    """/healthz, /metrics and MLflow's webhook, each on its port; standbys are healthy too."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="stuck", status=503) if controller.is_stuck else web.Response(text="ok")
@@ -124,9 +151,12 @@ async def _answering(
         return web.Response(body=generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     runners = [
-        await _serve(settings.health_port, {"/healthz": healthz}),
-        await _serve(settings.metrics_port, {"/metrics": series}),
+        await _serve(settings.health_port, [web.get("/healthz", healthz)]),
+        await _serve(settings.metrics_port, [web.get("/metrics", series)]),
     ]
+    if settings.webhook_secret:
+        nudged = handler(settings.webhook_secret.get_secret_value(), controller.registry_moved.set)
+        runners.append(await _serve(settings.webhook_port, [web.post(PATH, nudged)]))
     try:
         yield
     finally:
@@ -134,9 +164,9 @@ async def _answering(
             await runner.cleanup()
 
 
-async def _serve(port: int, routes: Mapping[str, Any]) -> web.AppRunner:
-    app = web.Application()
-    app.add_routes([web.get(path, handler) for path, handler in routes.items()])
+async def _serve(port: int, routes: Sequence[web.RouteDef]) -> web.AppRunner:
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.add_routes(routes)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - probes and Prometheus come from outside the pod

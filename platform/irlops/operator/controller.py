@@ -7,6 +7,7 @@ restarts of watches are ours for nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 KINDS_LOOK_S = 60.0
 """Between two looks for kinds that weren't there at the start."""
 LIST_AGAIN_S = 5.0
+NUDGES_WITHIN_S = 0.5
+"""Calls that come this soon after each other make one poll."""
 STUCK_S = 600.0
 """A look that takes longer than this is a reason to be restarted."""
 
@@ -53,6 +56,8 @@ class Controller:
     ) -> None:
         self._api, self._registry, self._settings, self._metrics = api, registry, settings, metrics
         self.queue = WorkQueue()
+        self.registry_moved = asyncio.Event()
+        """Set by whoever has heard that an alias moved: the next poll is due."""
         self._known: dict[str, Known] = {}
         self._aliases: Mapping[str, int] | None = None
         self._looking_since: dict[str, float] = {}
@@ -74,7 +79,7 @@ class Controller:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self._settings.workers):
                 tasks.create_task(self._work(reconciler))
-            tasks.create_task(self._poll_registry())
+            tasks.create_task(self.poll_registry())
             tasks.create_task(self._resync())
             tasks.create_task(self._watch(connection, stop))
 
@@ -139,7 +144,7 @@ class Controller:
             if name in self._known and delay_s is not None:
                 await self.queue.add(name, delay_s)
 
-    async def _poll_registry(self) -> None:
+    async def poll_registry(self) -> None:
         """One question for all pipelines; only a moved alias makes work."""
         while True:
             try:
@@ -155,7 +160,10 @@ class Controller:
                 if aliases != self._aliases and owner is not None:
                     await self.queue.add(owner)
                 self._aliases = aliases
-            await asyncio.sleep(self._settings.registry_poll_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.registry_moved.wait(), self._settings.registry_poll_s)
+                await asyncio.sleep(NUDGES_WITHIN_S)  # both halves' aliases move, a call each
+            self.registry_moved.clear()
 
     async def _resync(self) -> None:
         """Everything once in a while, spread out: a missed event costs minutes, never forever."""

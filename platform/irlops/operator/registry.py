@@ -104,7 +104,17 @@ class RestClient:
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         self._call("POST", "model-versions/set-tag", {"name": name, "version": version, "key": key, "value": value})
 
-    def _call(self, method: str, route: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    def webhooks(self) -> list[dict[str, Any]]:
+        """All that MLflow knows, the first page."""
+        return self._call("GET", "webhooks", {"max_results": "100"}).get("webhooks", [])
+
+    def create_webhook(self, fields: Mapping[str, Any]) -> None:
+        self._call("POST", "webhooks", fields)
+
+    def update_webhook(self, webhook_id: str, fields: Mapping[str, Any]) -> None:
+        self._call("PATCH", f"webhooks/{webhook_id}", fields)
+
+    def _call(self, method: str, route: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         url = f"{self.tracking_uri}/api/2.0/mlflow/{route}"
         data = None if method == "GET" else json.dumps(fields).encode()
         request = Request(  # noqa: S310 - the address of MLflow is the chart's
