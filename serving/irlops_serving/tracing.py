@@ -19,9 +19,17 @@ Facts = dict[str, Any]
 """Attributes that become known while a request is answered."""
 
 
+def traces_url(environment: Mapping[str, str]) -> str | None:
+    """Where OpenTelemetry's variables send spans; None when they say nothing."""
+    if url := environment.get(_TRACES_ENDPOINT_VARIABLE):
+        return url
+    base = environment.get(ENDPOINT_VARIABLE)
+    return f"{base.rstrip('/')}/v1/traces" if base else None
+
+
 def exporting_processor(endpoint: str | None = None) -> SpanProcessor | None:
     """Sends spans to ``{endpoint}/v1/traces``, else where OpenTelemetry's variables say; None when nothing does."""
-    if endpoint is None and not (os.environ.get(ENDPOINT_VARIABLE) or os.environ.get(_TRACES_ENDPOINT_VARIABLE)):
+    if endpoint is None and traces_url(os.environ) is None:
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor

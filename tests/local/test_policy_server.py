@@ -23,6 +23,7 @@ from irlops_serving.policy.engine import Engine
 from irlops_serving.vllm_server import is_installed
 from support.servers import running_server
 from support.tiny_models import save_tiny_policy
+from support.trace_collector import Received, trace_collector
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,16 @@ def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vllm(policy_dir: Path) -> Iterator[httpx.Client]:
+def collected() -> Iterator[Received]:
+    """vLLM's spans."""
+    with trace_collector() as (url, received), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        yield received
+
+
+@pytest.fixture(scope="module")
+def vllm(policy_dir: Path, collected: Received) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "irlops_serving.policy", "--backend", "vllm", "--model-dir", str(policy_dir)]
     with (
         running_server([*command, "--threads", "1"], policy_dir / "vllm.log", ready_path="/health") as (url, _),
@@ -155,6 +165,18 @@ def test_both_servers_decode_the_same_tokens_with_the_same_logprobs(vllm: httpx.
     ):
         assert one["token"] == other["token"]
         assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+
+
+@needs_vllm
+def test_vllm_reports_its_part_of_the_callers_trace(vllm: httpx.Client, collected: Received):
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    body = {"model": "policy", "messages": HELLO, **GREEDY}
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert vllm.post(CHAT, json=body, headers=headers).status_code == 200
+    deadline = time.monotonic() + 20
+    while ("irlops-policy", "llm_request", trace) not in collected:
+        assert time.monotonic() < deadline, collected
+        time.sleep(0.1)
 
 
 @needs_vllm

@@ -42,6 +42,27 @@ def test_a_users_own_vllm_settings_win(tmp_path: Path):
     assert (command.environment["VLLM_LOGGING_LEVEL"], command.environment["PATH"]) == ("DEBUG", "/bin")
 
 
+@needs_vllm
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"},
+    ],
+    ids=["all signals", "traces alone"],
+)
+def test_vllm_sends_its_spans_where_the_others_do(tmp_path: Path, environment: dict[str, str]):
+    command = _command(tmp_path, environment=environment)
+    assert _value(command.arguments, "--otlp-traces-endpoint") == "http://collector:4318/v1/traces"
+    assert command.environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert command.environment["OTEL_SERVICE_NAME"] == "irlops-policy"
+
+
+@needs_vllm
+def test_without_a_collector_vllm_is_told_of_none(tmp_path: Path):
+    assert "--otlp-traces-endpoint" not in _command(tmp_path).arguments
+
+
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [({"torch_dtype": "float16"}, "float16"), ({"dtype": "torch.bfloat16"}, "bfloat16"), ({}, "float32")],
