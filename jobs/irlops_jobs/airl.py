@@ -92,13 +92,13 @@ class AirlRounds:
             metrics |= self._critic.learn_expert_states(
                 self._side.demonstrations, self._job.critic.branch_updates_per_round, draw=f"round {index}"
             )
+        moves = index >= self._job.critic.warmup_rounds
         with timed("scores", times):
             members = self._policy.with_experts(rollouts)
-            rewards = self._critic.score(members)
+            rewards, judged = self._critic.judge(members, rollouts, index, with_branches=moves)
         metrics |= rollout_metrics(self._side, rollouts) | self._reward_of_sides(rollouts, rewards)
-        if index >= self._job.critic.warmup_rounds:
+        if moves:
             with timed("policy", times):
-                judged = self._critic.judge_branches(rollouts, index)
                 metrics |= self._policy.update(members, rewards, judged)
             with timed("weights", times):
                 self._side.engine.load_weights(self._side.trainer.scorer.model)  # pyright: ignore[reportArgumentType]

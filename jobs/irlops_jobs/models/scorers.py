@@ -83,17 +83,14 @@ class CriticScorer(nn.Module):
         Returns:
             reward_ST: (S, T) float32, log-odds of "expert"; carries gradients, 0 where masked.
             shaping_ST: (S, T) float32, h(next) - h(now) with h 0 after the end; all 0 without a potential.
-            With branches: (S, A) float32 rewards of the solutions' own tokens there, and of the branches' tokens.
+            With branches: reward_ST, and (S, A) float32 rewards of the branches' tokens, from the same pass.
         """
         if isinstance(batch, BranchBatch):
             return self._compare_branches(batch)
         with _precision(self._autocast, batch.solution_ids_ST.device):
             before_STH, at_STH = hidden_states(_backbone(self.model), batch)
         mask_ST = batch.solution_mask_ST
-        head: nn.Module = self.model.score  # pyright: ignore[reportAssignmentType]
-        dtype = next(head.parameters()).dtype
-        reward_N = head(at_STH[mask_ST].to(dtype)).squeeze(-1).float()
-        reward_ST = _scatter(reward_N, mask_ST)
+        reward_ST = self._rewards(at_STH, mask_ST)
         if self.potential is None:
             return reward_ST, torch.zeros_like(reward_ST)
         now_ST = self.potential(before_STH.float()).squeeze(-1)
@@ -104,11 +101,14 @@ class CriticScorer(nn.Module):
     def _compare_branches(self, batch: BranchBatch) -> tuple[Tensor, Tensor]:
         with _precision(self._autocast, batch.solution_ids_ST.device):
             at_STH, branch_SAH = branch_hidden_states(_backbone(self.model), batch)
+        return self._rewards(at_STH, batch.solution_mask_ST), self._read(branch_SAH)
+
+    def _rewards(self, at_STH: Tensor, mask_ST: Tensor) -> Tensor:
+        return _scatter(self._read(at_STH[mask_ST]), mask_ST)
+
+    def _read(self, states: Tensor) -> Tensor:
         head: nn.Module = self.model.score  # pyright: ignore[reportAssignmentType]
-        dtype = next(head.parameters()).dtype
-        own_SAH = at_STH.gather(1, batch.branch_position_SA[:, :, None].expand(-1, -1, at_STH.shape[-1]))
-        own_SA, branch_SA = (head(states.to(dtype)).squeeze(-1).float() for states in (own_SAH, branch_SAH))
-        return own_SA, branch_SA
+        return head(states.to(next(head.parameters()).dtype)).squeeze(-1).float()
 
 
 def _backbone(model: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ from irlops_jobs.updates.critic import score_traces, update_critic
 from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
 from irlops_jobs.updates.expert_states import update_on_expert_states
 from irlops_jobs.updates.microbatches import Group, Trace
-from irlops_jobs.updates.own_states import JudgedBranches, judge_branches
+from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, token_rewards
 from irlops_jobs.updates.policy import trace_logprobs
 
 
@@ -131,6 +131,25 @@ class CriticLearner:
                 micro_batch_tokens=self._job.micro_batch_tokens,
             )
         return metrics
+
+    def judge(
+        self,
+        members: Sequence[SampledQuestion],
+        rollouts: Sequence[SampledQuestion],
+        index: int,
+        *,
+        with_branches: bool,
+    ) -> tuple[list[list[Tensor]], list[JudgedBranches]]:
+        """Token rewards of every member, and what the critic makes of branches off the rollouts.
+
+        One pass gives both, unless rewards take more than the critic's pass (AIRL's form, a running scale) or the members
+        aren't the rollouts.
+        """
+        plain = self._job.reward.form == "gail_logit" and self._job.reward.normalise == "none"
+        if with_branches and plain and members is rollouts and (judged := self.judge_branches(rollouts, index)):
+            return token_rewards(judged, rollouts), judged
+        rewards = self.score(members)
+        return rewards, self.judge_branches(rollouts, index) if with_branches else []
 
     def score(self, questions: Sequence[SampledQuestion]) -> list[list[Tensor]]:
         """Token rewards of every sample, as the critic sees them now; AIRL's form takes the log-probability off."""

@@ -62,7 +62,8 @@ def update_on_expert_states(
     num_right = torch.zeros((), dtype=torch.float64)
 
     def loss_of(module: nn.Module, batch: BranchBatch) -> Tensor:
-        own_SA, branch_SA = module(batch)
+        reward_ST, branch_SA = module(batch)
+        own_SA = reward_ST.gather(1, batch.branch_position_SA)
         weight_SA = batch.branch_weight_SA / max(total_weight, 1e-9)
         num_right.add_(float((weight_SA * (own_SA > branch_SA)).sum()))
         return branch_loss(own_SA, branch_SA, weight_SA)

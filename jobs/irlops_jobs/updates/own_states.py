@@ -9,7 +9,7 @@ the critic sees no difference, whatever became of the rest of the solution.
 # Dimension key: S solutions, T solution tokens (right-padded), A branches.
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,8 @@ from irlops_jobs.updates.microbatches import Group, MicroBatch, Trace, plan
 class OwnStateDraws:
     """The draws of one sample's branches; truncated samples and idle passes have weight 0."""
 
+    key: int
+    """Place among the round's samples of this process; -1 in idle passes."""
     uniform: Tensor
     weight: float
 
@@ -48,6 +50,8 @@ class JudgedBranches:
     """(S, A) float32: clipped reward of the sampled token less that of the alternative; 0 where padded or truncated."""
     num_samples: float
     """Over all processes."""
+    rewards: Mapping[int, Tensor]
+    """Of the samples' own tokens, (length,) float32 as the critic gave them, by place among the round's samples."""
 
 
 def judge_branches(
@@ -67,14 +71,22 @@ def judge_branches(
         num_branches: of each sample.
         draw: names this occasion (the round); with a sample's tokens it fixes what is drawn, on whatever process.
     """
+    keys = iter(range(sum(len(question.samples) for question in questions)))
     groups = [
-        Group(q.demonstration.prompt_ids, [Trace(sample.token_ids, _draws(sample, draw)) for sample in q.samples])
+        Group(q.demonstration.prompt_ids, [Trace(s.token_ids, _draws(next(keys), s, draw)) for s in q.samples])
         for q in questions
     ]
-    idle = OwnStateDraws(torch.zeros(1), 0.0)
+    idle = OwnStateDraws(-1, torch.zeros(1), 0.0)
     micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle)
     (num_samples,) = policy.runtime.total(sum(len(group.traces) for group in groups))
     return [_judge(policy, critic, micro, num_branches, reward_limit, scale, num_samples) for micro in micros]
+
+
+def token_rewards(judged: Sequence[JudgedBranches], questions: Sequence[SampledQuestion]) -> list[list[Tensor]]:
+    """Rewards of every sample's tokens, (length,) float32, from the passes that judged its branches."""
+    found = {key: row for one in judged for key, row in one.rewards.items()}
+    keys = iter(range(len(found)))
+    return [[found[next(keys)] for _ in question.samples] for question in questions]
 
 
 def two_action_loss(own_SA: Tensor, other_SA: Tensor, judged: JudgedBranches) -> Tensor:
@@ -89,9 +101,9 @@ def two_action_loss(own_SA: Tensor, other_SA: Tensor, judged: JudgedBranches) ->
     return -(torch.sigmoid(own_SA - other_SA) * judged.gain_SA).sum() / max(judged.num_samples, 1.0)
 
 
-def _draws(sample: Sample, draw: int) -> OwnStateDraws:
+def _draws(key: int, sample: Sample, draw: int) -> OwnStateDraws:
     seed = derive_seed("own states", draw, *sample.token_ids)
-    return OwnStateDraws(uniform_draws([seed], len(sample.token_ids))[0], float(not sample.truncated))
+    return OwnStateDraws(key, uniform_draws([seed], len(sample.token_ids))[0], float(not sample.truncated))
 
 
 def _judge(
@@ -107,9 +119,15 @@ def _judge(
     uniform_ST = pad_sequence([draws.uniform for draws in micro.payloads], batch_first=True)
     with torch.no_grad():
         batch = scorer.propose(micro.batch, uniform_ST.to(policy.runtime.device), num_branches=num_branches, floor=0.0)
-    own_SA, other_SA = critic.forward(batch)
+    reward_ST, other_SA = critic.forward(batch)
+    rewards = {
+        draws.key: row[mask].cpu()
+        for draws, row, mask in zip(micro.payloads, reward_ST, batch.solution_mask_ST, strict=True)
+        if draws.key >= 0
+    }
+    own_SA = reward_ST.gather(1, batch.branch_position_SA)
     if scale:
         own_SA, other_SA = scale.apply(own_SA), scale.apply(other_SA)
     weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=policy.runtime.device)
     gain_SA = (clip_rewards(own_SA, limit) - clip_rewards(other_SA, limit)) * (batch.branch_weight_SA > 0)
-    return JudgedBranches(batch, gain_SA * weight_S[:, None], num_samples)
+    return JudgedBranches(batch, gain_SA * weight_S[:, None], num_samples, rewards)

@@ -1,5 +1,7 @@
 """The critic judges what the policy might have written instead: pairs, gains, and which way they push."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.session import EncodedDemonstration
+from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.microbatches import Group, Trace, plan
-from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, two_action_loss
+from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, token_rewards, two_action_loss
 from irlops_jobs.updates.policy import PolicyTarget, Tally, loss_of_pass, pair_passes, trace_logprobs
 
 ALONE = Runtime(rank=0, world_size=1, device=torch.device("cpu"))
@@ -85,6 +88,17 @@ def test_samples_and_branches_in_one_pass_teach_what_they_teach_in_two():
     assert torch.allclose(*gradients, atol=1e-6)
 
 
+def test_the_pass_that_judges_branches_gives_the_rewards_that_scoring_gives():
+    short = Sample((21, 2), (-1.0, -1.0), truncated=True)
+    question = replace(_question(), samples=(*_question().samples, short), texts=("", ""), agrees=(False, False))
+    _, critic, judged = _judge(question)
+    groups = [Group((1, 7, 8), [Trace(SOLUTION, 0), Trace(short.token_ids, 1)])]
+    scored = score_traces(critic, groups, micro_batch_tokens=4096)
+    ((first, second),) = token_rewards([judged], [question])
+    assert torch.allclose(first, scored[0], atol=1e-5)
+    assert torch.allclose(second, scored[1], atol=1e-5)
+
+
 def test_a_truncated_sample_gains_nothing():
     _, _, judged = _judge(_question(truncated=True))
     assert judged.gain_SA.abs().sum() == 0
@@ -97,7 +111,7 @@ def test_the_limit_bounds_what_one_pair_can_say():
 
 def test_the_policy_moves_towards_the_token_that_the_critic_prefers():
     _, _, judged = _judge(_question())
-    judged = JudgedBranches(judged.batch, torch.tensor([[2.0, -2.0, 0.0]]), num_samples=1.0)
+    judged = JudgedBranches(judged.batch, torch.tensor([[2.0, -2.0, 0.0]]), num_samples=1.0, rewards={})
     own_SA = torch.zeros(1, 3, requires_grad=True)
     other_SA = torch.zeros(1, 3, requires_grad=True)
     two_action_loss(own_SA, other_SA, judged).backward()
