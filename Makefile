@@ -8,8 +8,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 UV_VERSION := 0.13.9
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-# In the order of their cost; `make bench BENCH=gateway_latency` runs one.
-BENCH ?= gateway_latency gateway_throughput gateway_memory training_throughput
+# In the order of their cost; `make bench BENCH=gateway_latency` runs one. By name only, for they take half an hour and more:
+# gateway_soak, learning, ablations.
+BENCH ?= gateway_latency gateway_throughput gateway_memory operator_idle gateway_best_of_n training_throughput
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export VLLM_NO_USAGE_STATS := 1

@@ -1,9 +1,9 @@
 """Best of 16 from end to end, compared with the same 16 samples of the policy alone.
 
-    python -m benchmarks.gateway_best_of_n --pair DIR [--backend vllm] [--questions 6] [--rounds 3] [--at-once 1]
+    python -m benchmarks.gateway_best_of_n [--pair DIR] [--backend vllm] [--questions 6] [--rounds 15] [--at-once 1]
 
-``DIR`` holds ``policy/`` and ``critic/`` (a finished run's folder). The policy writes the very same candidates on both sides: a
-request's seed fixes them. The two sides take turns on the same cores; the ratio counts.
+``DIR`` holds ``policy/`` and ``critic/`` (a finished run's folder); without one a tiny pair is trained for two minutes, once.
+The policy writes the very same candidates on both sides: a request's seed fixes them. The two sides take turns on the same cores; the ratio counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway_support import print_table
+from benchmarks.training_support import short_pair
 
 NUM_CANDIDATES = 16
 WANTED_RATIO = 1.2
@@ -70,18 +71,18 @@ def _served(pair: Path, backend: Any, critic_backend: Any) -> Iterator[tuple[str
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    where = parser.add_mutually_exclusive_group(required=True)
+    where = parser.add_mutually_exclusive_group()
     where.add_argument("--pair", type=Path, help="folder with policy/ and critic/")
     where.add_argument("--urls", nargs=2, metavar=("POLICY", "GATEWAY"), help="servers of a pair that runs already")
     parser.add_argument("--backend", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--critic-backend", choices=["kserve", "vllm"], default="kserve")
     parser.add_argument("--questions", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--at-once", type=int, default=1, help="requests at the same time")
     parser.add_argument("--max-tokens", type=int, default=96)
     options = parser.parse_args()
     served = contextlib.nullcontext(options.urls) if options.urls else None
-    with served or _served(options.pair, options.backend, options.critic_backend) as (policy, gateway):
+    with served or _served(options.pair or short_pair(), options.backend, options.critic_backend) as (policy, gateway):
         _report(_measure(policy, gateway, options), options)
 
 

@@ -87,6 +87,15 @@ def warm_start(num_steps: int) -> Path:
     return folder / "policy"
 
 
+def short_pair() -> Path:
+    """Folder of a policy and a critic from two rounds of airl, made once: enough where only their speed counts."""
+    folder = STATE_DIR / "bench-pair"
+    if not (folder / "critic").exists():
+        warm_start(560)
+        _run_job(reinforcement_document("airl", 2) | {"run_name": folder.name}, len(os.sched_getaffinity(0)))
+    return folder
+
+
 def run_ours(kind: str, num_rounds: int, threads: int, **critic: Any) -> Run:
     """One run of the job as a process, read from its own record."""
     folder = _run_job(reinforcement_document(kind, num_rounds, **critic), threads)
