@@ -3,7 +3,8 @@
     python -m benchmarks.gateway_best_of_n [--pair DIR] [--backend vllm] [--questions 6] [--rounds 15] [--at-once 1]
 
 ``DIR`` holds ``policy/`` and ``critic/`` (a finished run's folder); without one a tiny pair is trained for two minutes, once.
-The policy writes the very same candidates on both sides: a request's seed fixes them. The two sides take turns on the same cores; the ratio counts.
+The policy writes the very same candidates on both sides: a request's seed fixes them. The two sides take turns on the
+same cores; the ratio counts.
 """
 
 from __future__ import annotations
