@@ -104,7 +104,7 @@ def correlations(evaluation: Evaluation) -> Figure:
         axes.set_ylim(len(bars) - 0.45, -0.55)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("Pearson correlation with the calibrated reward, over samples, with 95 % intervals")
+        axes.set_xlabel("Pearson correlation with the calibrated reward; 95 % intervals")
         axes.set_title("What the reward goes with")
     return figure
 
