@@ -36,11 +36,11 @@ async def test_all_candidates_come_from_one_request_that_shares_the_prefill():
 
 @pytest.mark.parametrize(
     ("selector", "chosen"),
-    [("first", "5 #### 5"), ("majority", "6 #### 6"), ("reward", "4 4 #### 4"), ("weighted_majority", "6 #### 6")],
+    [("first", "5 #### 5"), ("majority", "6 #### 6"), ("reward", "is 4 #### 4"), ("weighted_majority", "6 #### 6")],
 )
 async def test_each_selector_chooses_by_its_own_rule(selector, chosen):
-    # Rewards: 0 for 5 and 6; (1 + 1 + 0 + 1) / 4 = 0.75 for 4. Chances: .5 each for 6 (sum 1.0), .68 for 4.
-    solutions = ["5 #### 5", "6 #### 6", "6 #### 6", "4 4 #### 4"]
+    # Rewards: 0 for 5 and 6; (0 + 1 + 0 + 1) / 4 = 0.5 for 4. Odds: 1 each for 6 (sum 2), exp(0.5) = 1.65 for 4.
+    solutions = ["5 #### 5", "6 #### 6", "6 #### 6", "is 4 #### 4"]
     async with rig({"solutions": solutions}) as r:
         body = await r.rerank(candidates=4, selector=selector)
     assert _text(body) == chosen
