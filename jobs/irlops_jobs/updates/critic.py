@@ -90,16 +90,22 @@ def some_token_loss(
     Returns:
         () float32, nats.
     """
-    log_probability_ST = logsigmoid(logits_expert_is_high_ST)
-    total = logits_expert_is_high_ST.sum() * 0.0
-    for row, target in zip(log_probability_ST, targets, strict=True):
-        if not target.positions or target.weight == 0:
-            continue
-        log_all = row[list(target.positions)].sum().clamp(max=-1e-6)
-        log_not_all = torch.log(-torch.expm1(log_all))
-        positive = 1 - label_smoothing if target.is_expert_like else label_smoothing
-        total = total - target.weight * (positive * log_all + (1 - positive) * log_not_all)
-    return total
+    read_ST = _positions_mask(targets, logits_expert_is_high_ST)
+    like = logits_expert_is_high_ST
+    weight_S = like.new_tensor([target.weight if target.positions else 0.0 for target in targets])
+    positive_S = like.new_tensor([1 - label_smoothing if one.is_expert_like else label_smoothing for one in targets])
+    log_all_S = torch.where(read_ST, logsigmoid(logits_expert_is_high_ST), 0.0).sum(1).clamp(max=-1e-6)
+    log_not_all_S = torch.log(-torch.expm1(log_all_S))
+    return -(weight_S * (positive_S * log_all_S + (1 - positive_S) * log_not_all_S)).sum()
+
+
+def _positions_mask(targets: Sequence[CriticTarget], like_ST: Tensor) -> Tensor:
+    """(S, T) bool, True where the loss reads the critic."""
+    rows = [row for row, target in enumerate(targets) for _ in target.positions]
+    columns = [position for target in targets for position in target.positions]
+    mask_ST = torch.zeros(like_ST.shape, dtype=torch.bool)
+    mask_ST[rows, columns] = True
+    return mask_ST.to(like_ST.device)
 
 
 def pairwise_loss(logits_expert_is_high_ST: Tensor, micro: MicroBatch[CriticTarget]) -> Tensor:
@@ -156,10 +162,9 @@ def score_traces(critic: Scoring, groups: Sequence[Group[int]], *, micro_batch_t
 
 
 def _side_sums(reward_ST: Tensor, micro: MicroBatch[CriticTarget]) -> Tensor:
-    sums = torch.zeros(4, dtype=torch.float64)
-    for row, target in zip(reward_ST, micro.payloads, strict=True):
-        if target.weight > 0:
-            at = 0 if target.is_expert_like else 2
-            sums[at] += float(row[list(target.positions)].sum()) if target.positions else 0.0
-            sums[at + 1] += len(target.positions)
-    return sums
+    read_ST = _positions_mask(micro.payloads, reward_ST)
+    counted_S = torch.tensor([target.weight > 0 for target in micro.payloads])
+    expert_like_S = torch.tensor([target.is_expert_like for target in micro.payloads])
+    reward_S, num_S = (reward_ST.double() * read_ST).sum(1).cpu(), read_ST.sum(1).double().cpu()
+    sides = [counted_S & expert_like_S, counted_S & ~expert_like_S]
+    return torch.stack([part_S[side_S].sum() for side_S in sides for part_S in (reward_S, num_S)])
