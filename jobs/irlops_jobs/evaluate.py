@@ -27,7 +27,7 @@ from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.engines import build_engine
 from irlops_jobs.rollouts.sampling import derive_seed
-from irlops_jobs.session import Session, open_session
+from irlops_jobs.session import Session, encode_solution, open_session
 from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.policy import trace_logprobs
@@ -152,7 +152,9 @@ class Judge:
 
     def _problem(self, row: Demonstration, samples: Sequence[Sample], rewards: Sequence[Tensor]) -> ScoredProblem:
         scored = [self._sample(sample, reward) for sample, reward in zip(samples, rewards, strict=True)]
-        return ScoredProblem(question=row.question, gold=row.answer, samples=tuple(scored))
+        known = self._session.demonstrations.has_one_solution_each
+        only = encode_solution(self.tokenizer, row.solution) if known else ()
+        return ScoredProblem(question=row.question, gold=row.answer, samples=tuple(scored), only_solution_ids=only)
 
     def _sample(self, sample: Sample, reward: Tensor) -> ScoredSample:
         text = decode_solution(self.tokenizer, sample.token_ids)

@@ -46,6 +46,8 @@ class DemonstrationSet:
     test: tuple[Demonstration, ...]
     num_skipped: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Malformed rows left out, by reason; empty when every row was sound."""
+    has_one_solution_each: bool = False
+    """Whether a question has one right solution to the letter, so that whatever departs from it is an error."""
 
     @classmethod
     def of(
@@ -56,9 +58,11 @@ class DemonstrationSet:
         dev: Iterable[Demonstration],
         test: Iterable[Demonstration],
         num_skipped: Mapping[str, int] | None = None,
+        has_one_solution_each: bool = False,
     ) -> DemonstrationSet:
         """A set from any iterables."""
-        return cls(name, tuple(train), tuple(dev), tuple(test), MappingProxyType(dict(num_skipped or {})))
+        skipped = MappingProxyType(dict(num_skipped or {}))
+        return cls(name, tuple(train), tuple(dev), tuple(test), skipped, has_one_solution_each)
 
     @cached_property
     def digests(self) -> dict[str, str]:

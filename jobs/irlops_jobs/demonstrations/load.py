@@ -56,4 +56,6 @@ def _arithmetic(config: DataConfig) -> DemonstrationSet:
             return loaded
         return [Demonstration(row.question, ANNOTATION.sub("", row.solution), row.answer, row.source) for row in loaded]
 
-    return DemonstrationSet.of("arithmetic", train=rows("train"), dev=rows("dev"), test=rows("test"))
+    return DemonstrationSet.of(
+        "arithmetic", train=rows("train"), dev=rows("dev"), test=rows("test"), has_one_solution_each=True
+    )

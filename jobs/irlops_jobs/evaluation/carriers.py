@@ -46,6 +46,8 @@ class ScoredProblem:
     question: str
     gold: str
     samples: tuple[ScoredSample, ...]
+    only_solution_ids: Sequence[int] = ()
+    """The right solution's tokens where there is but one to the letter; empty where a question may be solved in many words."""
 
 
 @dataclass(frozen=True)

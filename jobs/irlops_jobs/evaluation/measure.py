@@ -62,12 +62,13 @@ def measure(
     dataset: DatasetFacts,
     seed: int,
     num_resamples: int = 1000,
-    first_error: FirstError | None = None,
+    first_errors: tuple[FirstError | None, FirstError | None] = (None, None),
 ) -> Measured:
     """All numbers of one row.
 
     Args:
         problems: Test problems with the row's samples, scored by the critic that ``calibration`` belongs to.
+        first_errors: Of corrupted solutions, and of the policy's own samples.
     Raises:
         DataError: no problem, or broken numbers.
     """
@@ -92,7 +93,8 @@ def measure(
         by_aggregation={name: _by_aggregation(table, name, bootstrap) for name in AGGREGATIONS},
         calibration=calibration,
         reliability=reliability.bins(),
-        first_error=first_error,
+        first_error=first_errors[0],
+        first_own_error=first_errors[1],
         adaptive=replay.adaptive(bootstrap),
         fixed=replay.fixed(bootstrap),
     )

@@ -18,6 +18,7 @@ from irlops.errors import StorageError
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem
 from irlops_jobs.evaluation.first_error import choose_rules, localise
 from irlops_jobs.evaluation.measure import Measured, calibrate, compare, measure
+from irlops_jobs.evaluation.own_errors import own_errors
 from irlops_jobs.evaluation.pictures import draw_evaluation, draw_training
 from irlops_jobs.evaluation.report import Picture, render_report
 from irlops_jobs.session import METRICS_FILE, Session
@@ -57,7 +58,13 @@ def publish_evaluations(
     first_error = localise(
         corrupted, rules=choose_rules(corrupted_dev), seed=job.seed, num_resamples=job.bootstrap_resamples
     )
-    measured = _measure_all(session, job, calibration, rows, first_error)
+    first_own_error = localise(
+        own_errors(rows[job.row]),
+        rules=choose_rules(own_errors(dev)),
+        seed=job.seed,
+        num_resamples=job.bootstrap_resamples,
+    )
+    measured = _measure_all(session, job, calibration, rows, (first_error, first_own_error))
     timings = {"sampling": started - session.started_at, "measuring": time.monotonic() - started}
     pair_row = compare(measured[job.row], {name: one for name, one in measured.items() if name != job.row})
     evaluations = {
@@ -124,7 +131,7 @@ def _measure_all(
     job: EvaluateJob,
     calibration: Calibration,
     rows: Mapping[str, Sequence[ScoredProblem]],
-    first_error: FirstError | None,
+    first_errors: tuple[FirstError | None, FirstError | None],
 ) -> dict[str, Measured]:
     data = session.demonstrations
     dataset = DatasetFacts(name=data.name, digest=data.digests["test"], num_problems=len(data.test))
@@ -138,8 +145,8 @@ def _measure_all(
             dataset=dataset,
             seed=job.seed,
             num_resamples=job.bootstrap_resamples,
-            # The critic's own number, and its baseline is the pair's policy: it belongs to no other row.
-            first_error=first_error if name == job.row else None,
+            # The critic's own numbers, and their baseline is the pair's policy: they belong to no other row.
+            first_errors=first_errors if name == job.row else (None, None),
         )
     return measured
 

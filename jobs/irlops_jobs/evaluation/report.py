@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from irlops.contracts.evaluation import Estimate, Evaluation
+from irlops.contracts.evaluation import Estimate, Evaluation, FirstError
 from irlops_jobs.evaluation.figures import chosen_point
 
 _SELECTORS = ("random", "reward", "majority", "weighted_majority", "longest", "logprob")
@@ -122,17 +122,29 @@ def _numbers(pair: Evaluation) -> list[dict[str, str]]:
 
 
 def _first_error_numbers(pair: Evaluation) -> list[dict[str, str]]:
-    found = pair.first_error
+    return [
+        *_localised(
+            pair.first_error, "First error, Hit@1", "corrupted expert solutions the guessed token is a wrong one"
+        ),
+        *_localised(
+            pair.first_own_error,
+            "First error of its own, Hit@1",
+            "wrong samples of the policy the guessed token is the first that departs from the right solution",
+        ),
+    ]
+
+
+def _localised(found: FirstError | None, name: str, what: str) -> list[dict[str, str]]:
     if found is None:
         return []
     published = found.by_rule.get("lowest", {}).get("logprob")
     return [
         {
-            "name": "First error, Hit@1",
+            "name": name,
             "value": _number(found.hit_at_1),
             "spread": _ends(found.ci95),
-            "says": f"In {found.num_traces} corrupted expert solutions the guessed token is a wrong one; a random token would "
-            f"be with {_number(found.chance)}. Rule: {_rule(found.rule, found.threshold)}.",
+            "says": f"In {found.num_traces} {what}; a random token would be with {_number(found.chance)}. "
+            f"Rule: {_rule(found.rule, found.threshold)}.",
         },
         {
             "name": "by the policy's log-probability",

@@ -122,15 +122,15 @@ class ReliabilityBin(_Record):
 
 
 class FirstError(_Record):
-    """Localisation of the known first error in corrupted expert solutions, one guess a trace."""
+    """Localisation of a known first error, one guess a trace: in corrupted expert solutions, or in the policy's own samples."""
 
     hit_at_1: float | None
-    """Part of traces whose guessed token is one of the corrupted ones."""
+    """Part of traces whose guessed token is a wrong one of that error."""
     chance: float | None
     """The exact expectation for a token drawn at random."""
     num_traces: int
     rule: str
-    """How token rewards become a guess; the same rule for every trace, chosen on corrupted dev solutions."""
+    """How token rewards become a guess; the same rule for every trace, chosen on traces of dev problems."""
     threshold: float | None = None
     """Of the rule ``first_below``, fitted on dev solutions."""
     ci95: tuple[float, float] | None = None
@@ -200,7 +200,10 @@ class Evaluation(_Record):
     calibration: Calibration
     reliability: list[ReliabilityBin]
     first_error: FirstError | None = None
-    """Null when no trace was corrupted, and in rows other than the pair's."""
+    """In corrupted expert solutions; null when none was corrupted, and in rows other than the pair's."""
+    first_own_error: FirstError | None = None
+    """In wrong samples of the pair's policy, one a problem; null where a question may be solved in many words, so that
+    nobody knows where a sample went wrong (GSM8K), when no sample is wrong, and in rows other than the pair's."""
     adaptive: list[SamplingPoint]
     """The stopping rule at rising confidence."""
     fixed: list[SamplingPoint]

@@ -217,6 +217,7 @@ _SUMMARISED = (
     "by_aggregation",
     "calibration",
     "first_error",
+    "first_own_error",
     "untrained",
     "transfer",
 )
