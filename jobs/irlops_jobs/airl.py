@@ -39,6 +39,7 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
                 build_critic(job, environment, side.tokenizer),
                 autocast=job.autocast,
                 shaping=job.reward.shaping,
+                num_top_layers=job.model.num_layers_that_learn_alone,
             ),
             job.critic.optimizer,
             session.runtime,

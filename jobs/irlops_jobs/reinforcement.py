@@ -69,7 +69,13 @@ def set_up_policy(session: Session, job: ReinforcementJob) -> PolicySide:
     reference = None
     if reference_scorer is not None:
         reference = FrozenReference(reference_scorer, trainer, adapters_off=job.model.lora is not None)
-    engine = build_engine(job.rollouts, model, tokenizer, max_length=job.model.max_length)
+    engine = build_engine(
+        job.rollouts,
+        model,
+        tokenizer,
+        max_length=job.model.max_length,
+        with_alternatives=job.policy.branches_per_sample > 0,
+    )
     held_out = HeldOut(
         session.demonstrations.dev[: job.evaluate_prompts],
         engine,

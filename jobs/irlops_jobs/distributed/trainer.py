@@ -126,8 +126,9 @@ def _wrap(scorer: nn.Module, runtime: Runtime, sharding: str) -> nn.Module:
             if type(module).__name__.endswith("DecoderLayer"):
                 fully_shard(module)
         fully_shard(scorer)
-        if hasattr(scorer, "propose"):  # a policy's other pass; without this the weights stay sharded in it
-            register_fsdp_forward_method(scorer, "propose")
+        for other_pass in ("propose", "trunk"):  # of a policy, of a critic; without this the weights stay sharded in it
+            if hasattr(scorer, other_pass):
+                register_fsdp_forward_method(scorer, other_pass)
         return scorer
     device_ids = [runtime.device.index] if runtime.device.type == "cuda" else None
     return DistributedDataParallel(scorer, device_ids=device_ids, forward_sync_buffers=False)

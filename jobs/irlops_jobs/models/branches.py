@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts, in_reach_of_gradients
+from irlops_jobs.rollouts.sampling import draw_other
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,27 @@ def doubt_and_draw(
     for hidden, own, uniform in zip(hidden_NH.split(size), own_N.split(size), uniform_N.split(size), strict=True):
         probability_NV = torch.softmax(head(hidden).float(), dim=-1)
         doubts.append(1 - probability_NV.gather(-1, own[:, None]).squeeze(-1))
-        cumulative_NV = probability_NV.scatter(-1, own[:, None], 0.0).cumsum(-1)
-        threshold_N1 = (uniform * cumulative_NV[:, -1])[:, None]
-        drawn = torch.searchsorted(cumulative_NV, threshold_N1, right=True).squeeze(-1)
-        draws.append(drawn.clamp(max=probability_NV.shape[-1] - 1))
+        draws.append(draw_other(probability_NV, own, uniform))
     return torch.cat(doubts), torch.cat(draws)
 
 
 def propose_branches(
-    doubt_ST: Tensor, drawn_ST: Tensor, batch: TraceBatch, *, num_branches: int, floor: float
+    doubt_ST: Tensor, drawn_ST: Tensor, batch: TraceBatch, *, num_branches: int, floor: float, order_ST: Tensor
 ) -> BranchBatch:
-    """Branches at the states where the policy is least sure of the solution's token.
+    """Branches at the states where the policy is least sure of the solution's token, then at any others.
 
     A branch weighs as much as the policy doubts the token there, at least ``floor``: what the policy already knows
     needs little teaching, but must not be forgotten.
+
+    Args:
+        order_ST: (S, T) float32 in [0, 1), drawn: which of the states that weigh ``floor`` come first this time.
     """
-    doubt_ST = doubt_ST * batch.solution_mask_ST
-    doubt_SA, position_SA = doubt_ST.topk(min(num_branches, doubt_ST.shape[1]), dim=1)
+    weight_ST = doubt_ST.clamp(min=floor) * batch.solution_mask_ST
+    rank_ST = (doubt_ST + floor * order_ST + 1.0) * batch.solution_mask_ST
+    _, position_SA = rank_ST.topk(min(num_branches, rank_ST.shape[1]), dim=1)
     return BranchBatch(
         **{name: getattr(batch, name) for name in TraceBatch.__dataclass_fields__},
         branch_ids_SA=drawn_ST.gather(1, position_SA),
         branch_position_SA=position_SA,
-        branch_weight_SA=doubt_SA.clamp(min=floor) * batch.solution_mask_ST.gather(1, position_SA),
+        branch_weight_SA=weight_ST.gather(1, position_SA),
     )

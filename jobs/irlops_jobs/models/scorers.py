@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from irlops_jobs.models.branches import BranchBatch, branch_hidden_states, doubt_and_draw, propose_branches
+from irlops_jobs.models.expert_rows import ExpertRows, lower_part, row_states, upper_part
 from irlops_jobs.models.shared_prefix import LOGITS_PER_CHUNK, TraceBatch, chosen_logprobs, hidden_states
 
 
@@ -51,8 +52,12 @@ class PolicyScorer(nn.Module):
         chosen_N, _ = chosen_logprobs(hidden_NH, batch.branch_ids_SA.flatten(), head, head.weight.shape[0])
         return chosen_N.view(position_SA.shape)
 
-    def propose(self, batch: TraceBatch, uniform_ST: Tensor, *, num_branches: int, floor: float) -> BranchBatch:
-        """What this policy would have written in place of the solutions' tokens, where it doubts them most."""
+    def propose(self, batch: TraceBatch, uniform_2ST: Tensor, *, num_branches: int, floor: float) -> BranchBatch:
+        """What this policy would have written in place of the solutions' tokens, where it doubts them most.
+
+        Args:
+            uniform_2ST: (2, S, T) float32 in [0, 1): the draw at each state, and ``order_ST`` of ``propose_branches``.
+        """
         with _precision(self._autocast, batch.solution_ids_ST.device):
             before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
         mask_ST = batch.solution_mask_ST
@@ -60,31 +65,43 @@ class PolicyScorer(nn.Module):
         doubt_N, drawn_N = doubt_and_draw(
             before_STH[mask_ST].to(head.weight.dtype) / self._temperature,  # pyright: ignore
             batch.solution_ids_ST[mask_ST],
-            uniform_ST[mask_ST],
+            uniform_2ST[0][mask_ST],
             head,
             size=max(1, LOGITS_PER_CHUNK // head.weight.shape[0]),
         )
         doubt_ST, drawn_ST = _scatter(doubt_N, mask_ST), _scatter(drawn_N, mask_ST)
-        return propose_branches(doubt_ST, drawn_ST, batch, num_branches=num_branches, floor=floor)
+        return propose_branches(
+            doubt_ST, drawn_ST, batch, num_branches=num_branches, floor=floor, order_ST=uniform_2ST[1]
+        )
 
 
 class CriticScorer(nn.Module):
-    """Rewards of solution tokens: the raw logit of a token classifier, high where the text reads like an expert's."""
+    """Rewards of solution tokens: the raw logit of a token classifier, high where the text reads like an expert's.
 
-    def __init__(self, model: nn.Module, *, autocast: str = "none", shaping: bool = False) -> None:
+    Args:
+        num_top_layers: the last layers, when they alone learn (``critic_trains: added_layers``); 0 when all do.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, autocast: str = "none", shaping: bool = False, num_top_layers: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
+        self.num_top_layers = num_top_layers
         self._autocast = autocast
         self.potential = nn.Linear(model.config.hidden_size, 1, bias=False) if shaping else None  # pyright: ignore
 
-    def forward(self, batch: TraceBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: TraceBatch | ExpertRows) -> tuple[Tensor, Tensor]:
         """Rewards and what shaping adds to them.
 
         Returns:
             reward_ST: (S, T) float32, log-odds of "expert"; carries gradients, 0 where masked.
             shaping_ST: (S, T) float32, h(next) - h(now) with h 0 after the end; all 0 without a potential.
             With branches: reward_ST, and (S, A) float32 rewards of the branches' tokens, from the same pass.
+            Of expert rows: (S, A) float32 rewards of the experts' tokens and of the branches that stand against them.
         """
+        if isinstance(batch, ExpertRows):
+            return self._compare_rows(batch)
         if isinstance(batch, BranchBatch):
             return self._compare_branches(batch)
         with _precision(self._autocast, batch.solution_ids_ST.device):
@@ -102,6 +119,19 @@ class CriticScorer(nn.Module):
         with _precision(self._autocast, batch.solution_ids_ST.device):
             at_STH, branch_SAH = branch_hidden_states(_backbone(self.model), batch)
         return self._rewards(at_STH, batch.solution_mask_ST), self._read(branch_SAH)
+
+    def trunk(self, rows: ExpertRows) -> Tensor:
+        """(S, L, H), what the frozen layers make of the rows; with it in the rows a pass runs the layers on top alone."""
+        with torch.no_grad(), _precision(self._autocast, rows.ids_SL.device):
+            return row_states(lower_part(_backbone(self.model), self.num_top_layers), rows)
+
+    def _compare_rows(self, rows: ExpertRows) -> tuple[Tensor, Tensor]:
+        backbone = _backbone(self.model)
+        with _precision(self._autocast, rows.ids_SL.device):
+            part = backbone if rows.trunk_SLH is None else upper_part(backbone, self.num_top_layers)
+            states_SLH = row_states(part, rows)
+        reward_SL = self._read(states_SLH)
+        return reward_SL.gather(1, rows.own_SA), reward_SL.gather(1, rows.branch_SA)
 
     def _rewards(self, at_STH: Tensor, mask_ST: Tensor) -> Tensor:
         return _scatter(self._read(at_STH[mask_ST]), mask_ST)

@@ -23,6 +23,9 @@ class Sample:
     """Of each token under the sampling distribution at temperature 1, in nats, as the engine computed them."""
     truncated: bool
     """Ran out of tokens before the end token."""
+    alternatives: tuple[int, ...] = ()
+    """What the policy might as well have written at each token: drawn from it with the token itself excluded. Empty where
+    the engine doesn't tell."""
 
 
 OnProgress = Callable[[int, int], None]

@@ -13,9 +13,17 @@ from irlops_jobs.rollouts.transformers_engine import TransformersEngine
 
 
 def build_engine(
-    config: RolloutConfig, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    config: RolloutConfig,
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    with_alternatives: bool = False,
 ) -> RolloutEngine:
     """An engine that samples from ``policy`` as it is now.
+
+    Args:
+        with_alternatives: say at each token what else might have been written, where that costs nothing (transformers).
 
     Raises:
         ConfigError: transformers can't decode with weights that are sharded.
@@ -30,4 +38,5 @@ def build_engine(
             "rollouts.engine transformers can't decode with weights that are sharded over processes (sharding: fsdp). "
             "Set rollouts.engine: vllm, or sharding: ddp."
         )
-    return TransformersEngine(policy, config, eos_token_id=tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+    eos_token_id: int = tokenizer.eos_token_id  # pyright: ignore[reportAssignmentType]
+    return TransformersEngine(policy, config, eos_token_id=eos_token_id, with_alternatives=with_alternatives)

@@ -50,6 +50,19 @@ def choose_tokens(logits_NV: Tensor, uniform_N: Tensor, *, temperature: float, t
     return token_N, logprobs_NV.gather(-1, token_N[:, None]).squeeze(-1)
 
 
+def draw_other(probability_NV: Tensor, own_N: Tensor, uniform_N: Tensor) -> Tensor:
+    """Another token than ``own_N`` at each state, drawn from the distribution with that one excluded.
+
+    Args:
+        probability_NV: (N, V) float32.
+        own_N: (N,) int64.
+        uniform_N: (N,) float32 in [0, 1).
+    Returns:
+        (N,) int64.
+    """
+    return _invert(probability_NV.scatter(-1, own_N[:, None], 0.0), uniform_N)
+
+
 def _invert(weights_NV: Tensor, uniform_N: Tensor) -> Tensor:
     cumulative_NV = weights_NV.cumsum(-1)
     threshold_N1 = (uniform_N * cumulative_NV[:, -1])[:, None]

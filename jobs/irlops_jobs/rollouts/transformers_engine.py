@@ -19,7 +19,7 @@ from irlops.contracts.jobs import RolloutConfig
 from irlops_jobs.models.save import base_model_of, merged_state_dict
 from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
 from irlops_jobs.rollouts.carriers import OnProgress, Sample
-from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, sampling_dtype, uniform_draws
+from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, draw_other, sampling_dtype, uniform_draws
 
 COMPACT_BELOW = 0.7
 """Finished rows are dropped from the batch once fewer than this part of it is still decoding."""
@@ -68,6 +68,7 @@ class _Decoding:
     hidden: Tensor
     tokens: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
+    alternatives: list[list[int]] = field(default_factory=list)
 
 
 class TransformersEngine:
@@ -78,10 +79,14 @@ class TransformersEngine:
             drawn in, is merged into a copy by ``load_weights``: adapters make each token about three times as slow.
         config: sampling settings.
         eos_token_id: ends a solution.
+        with_alternatives: draw at each token what else might have been written; the distribution is at hand here.
     """
 
-    def __init__(self, policy: nn.Module, config: RolloutConfig, *, eos_token_id: int) -> None:
+    def __init__(
+        self, policy: nn.Module, config: RolloutConfig, *, eos_token_id: int, with_alternatives: bool = False
+    ) -> None:
         self._config = config
+        self._with_alternatives = with_alternatives
         self._eos = eos_token_id
         self._policy = policy
         self._copy: PreTrainedModel | None = None
@@ -141,10 +146,11 @@ class TransformersEngine:
             origin=torch.arange(len(rows), device=device),
             mask=batch.prompt_mask_QP[rows].long(),
             position=length_Q[rows],
-            uniform=uniform_draws(sample_seeds, self._config.max_new_tokens).to(device),
+            uniform=uniform_draws(sample_seeds, (1 + self._with_alternatives) * self._config.max_new_tokens).to(device),
             hidden=hidden_QPH[torch.arange(len(prompts), device=device), length_Q - 1][rows],
             tokens=[[] for _ in range(len(rows))],
             logprobs=[[] for _ in range(len(rows))],
+            alternatives=[[] for _ in range(len(rows))],
         )
         return state, Cache(layers=list(layers))
 
@@ -152,13 +158,11 @@ class TransformersEngine:
         state, cache = self._prefill(prompts, num_samples, seeds)
         alive = torch.ones(len(state.origin), dtype=torch.bool, device=state.origin.device)
         for step in range(self._config.max_new_tokens):
+            logits = self._policy.lm_head(state.hidden).float()  # pyright: ignore[reportCallIssue] - a causal LM has one
             token, logprob = choose_tokens(
-                self._policy.lm_head(state.hidden).float(),  # pyright: ignore[reportCallIssue] - a causal LM has one
-                state.uniform[:, step],
-                temperature=self._config.temperature,
-                top_p=self._config.top_p,
+                logits, state.uniform[:, step], temperature=self._config.temperature, top_p=self._config.top_p
             )
-            _record(state, token, logprob, alive)
+            _record(state, token, logprob, alive, self._other(logits, token, state, step))
             alive = alive & (token != self._eos)
             if not alive.any():
                 break
@@ -167,9 +171,15 @@ class TransformersEngine:
             if step + 1 < self._config.max_new_tokens:
                 self._advance(state, cache, token)
         return [
-            Sample(tuple(tokens), tuple(logprobs), truncated=tokens[-1] != self._eos)
-            for tokens, logprobs in zip(state.tokens, state.logprobs, strict=True)
+            Sample(tuple(tokens), tuple(logprobs), tokens[-1] != self._eos, tuple(alternatives))
+            for tokens, logprobs, alternatives in zip(state.tokens, state.logprobs, state.alternatives, strict=True)
         ]
+
+    def _other(self, logits: Tensor, token: Tensor, state: _Decoding, step: int) -> Tensor | None:
+        if not self._with_alternatives:
+            return None
+        probabilities = torch.softmax(logits / self._config.temperature, dim=-1)
+        return draw_other(probabilities, token, state.uniform[:, self._config.max_new_tokens + step])
 
     def _advance(self, state: _Decoding, cache: Cache, token: Tensor) -> None:
         state.mask = torch.cat([state.mask, state.mask.new_ones((len(token), 1))], dim=1)
@@ -194,12 +204,15 @@ def _like(base: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return fresh.to(device=base.device, dtype=dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
-def _record(state: _Decoding, token: Tensor, logprob: Tensor, alive: Tensor) -> None:
-    rows = zip(state.origin.tolist(), token.tolist(), logprob.tolist(), alive.tolist(), strict=True)
-    for origin, one_token, one_logprob, is_alive in rows:
+def _record(state: _Decoding, token: Tensor, logprob: Tensor, alive: Tensor, other: Tensor | None) -> None:
+    others = [None] * len(token) if other is None else other.tolist()
+    rows = zip(state.origin.tolist(), token.tolist(), logprob.tolist(), alive.tolist(), others, strict=True)
+    for origin, one_token, one_logprob, is_alive, one_other in rows:
         if is_alive:
             state.tokens[origin].append(one_token)
             state.logprobs[origin].append(one_logprob)
+            if one_other is not None:
+                state.alternatives[origin].append(one_other)
 
 
 def _compact(state: _Decoding, cache: Cache, token: Tensor, alive: Tensor) -> tuple[_Decoding, Tensor, Tensor]:
@@ -213,5 +226,6 @@ def _compact(state: _Decoding, cache: Cache, token: Tensor, alive: Tensor) -> tu
         hidden=state.hidden[alive],
         tokens=state.tokens,
         logprobs=state.logprobs,
+        alternatives=state.alternatives,
     )
     return kept, token[alive], alive[alive]

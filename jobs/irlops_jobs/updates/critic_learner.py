@@ -10,18 +10,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import AirlJob
-from irlops_jobs.demonstrations.perturbations import perturb_positives, token_span
+from irlops_jobs.demonstrations.perturbations import PerturbationMix, perturb_positives, token_span
 from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.expert_rows import ExpertState
 from irlops_jobs.rewards.running import RunningScale
 from irlops_jobs.rollouts.rounds import SampledQuestion
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.critic import score_traces, update_critic
 from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
-from irlops_jobs.updates.expert_states import update_on_expert_states
+from irlops_jobs.updates.expert_states import against_corruption, propose_states, update_on_expert_states, with_trunk
 from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, token_rewards
 from irlops_jobs.updates.policy import trace_logprobs
+
+UPDATES_PREPARED_AT_ONCE = 16
+"""On expert states: enough to fill passes that one update's few demonstrations would not; all of them are held in memory."""
 
 
 class CriticLearner:
@@ -117,20 +121,55 @@ class CriticLearner:
         Args:
             draw: names this occasion (a round, the warm-up); with the run's seed it fixes what is drawn.
         """
-        config, runtime = self._job.critic, self._critic.runtime
         metrics: dict[str, float] = {}
-        for update in range(num_updates if config.branches_per_expert else 0):
-            rng = random.Random(derive_seed("branches", self._job.seed, draw, update))  # noqa: S311 - not for secrets
-            chosen = runtime.share(rng.choices(range(len(demonstrations)), k=config.branch_batch_size))
-            metrics = update_on_expert_states(
-                self._critic,
-                self._policy,
-                [demonstrations[index] for index in chosen],
-                [derive_seed("branch", self._job.seed, draw, update, index) for index in chosen],
-                config=config,
-                micro_batch_tokens=self._job.micro_batch_tokens,
-            )
+        updates = range(num_updates if self._job.critic.branches_per_expert else 0)
+        for start in updates[::UPDATES_PREPARED_AT_ONCE]:
+            block = updates[start : start + UPDATES_PREPARED_AT_ONCE]
+            for states in self._expert_states(demonstrations, block, draw):
+                metrics = update_on_expert_states(self._critic, states, micro_batch_tokens=self._job.micro_batch_tokens)
         return metrics
+
+    def _expert_states(
+        self, demonstrations: Sequence[EncodedDemonstration], block: Sequence[int], draw: str
+    ) -> list[list[ExpertState]]:
+        """This process's states of several updates; the policy is asked for all of them at once."""
+        config, tokens, seed = self._job.critic, self._job.micro_batch_tokens, self._job.seed
+        chosen: list[tuple[int, int]] = []  # update, demonstration
+        for update in block:
+            rng = random.Random(derive_seed("branches", seed, draw, update))  # noqa: S311 - not for secrets
+            drawn = rng.choices(range(len(demonstrations)), k=config.branch_batch_size)
+            chosen += [(update, index) for index in self._critic.runtime.share(drawn)]
+        states = propose_states(
+            self._policy,
+            [demonstrations[index] for _, index in chosen],
+            [derive_seed("branch", seed, draw, update, index) for update, index in chosen],
+            config=config,
+            micro_batch_tokens=tokens,
+        )
+        for place, (update, index) in enumerate(chosen):
+            for corrupted in self._corruptions_of(demonstrations[index], f"{draw} {update} {index}"):
+                states[place] = against_corruption(states[place], corrupted, weight=config.corrupted_branch_weight)
+        states = with_trunk(self._critic, states, micro_batch_tokens=tokens)
+        return [[state for state, (of, _) in zip(states, chosen, strict=True) if of == update] for update in block]
+
+    def _corruptions_of(self, one: EncodedDemonstration, draw: str) -> list[tuple[int, ...]]:
+        """Corrupted copies of an expert's solution, encoded, for branches."""
+        num = self._job.critic.corrupted_branches_per_expert
+        if num == 0:
+            return []
+        expert = one.demonstration
+        (drawn,) = perturb_positives(
+            [(expert.question, expert.solution)],
+            num_each=num,
+            seed=derive_seed("corrupted branch", self._job.seed, draw),
+            round_index=0,
+            mix=PerturbationMix.for_localisation(),
+        )
+        return [self._encode(corrupted.solution) for corrupted in drawn]
+
+    def _encode(self, solution: str) -> tuple[int, ...]:
+        ids: list[int] = self._tokenizer(solution, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType] - one text gives one list
+        return (*ids, self._tokenizer.eos_token_id)  # pyright: ignore[reportReturnType]
 
     def judge(
         self,

@@ -1,15 +1,18 @@
-"""The critic's update on expert states: the expert's token against the one the policy would have written there.
+"""The critic's update on expert states: the expert's token against another one behind the same prefix.
 
 This is the discriminator's question asked one token at a time: same question, same prefix, two actions. Trace labels
 say that something went wrong somewhere; a branch says which token is the expert's, and the policy's own doubts choose
 the places. Neither the question's difficulty nor the style of a whole solution can give the answer away.
+
+The policy is still while the critic learns, so what it would have written is asked for many updates at once, and so is
+what a critic's frozen layers make of it; an update then runs the layers that learn, and nothing else.
 """
 
-# Dimension key: S solutions, T solution tokens (right-padded), A branches.
+# Dimension key: S solutions, T solution tokens (right-padded), A branches, L tokens of a row, H hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,53 +21,113 @@ from torch.nn.utils.rnn import pad_sequence
 
 from irlops.contracts.jobs import CriticConfig
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.models.branches import BranchBatch
-from irlops_jobs.models.scorers import PolicyScorer
+from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
+from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.rollouts.sampling import uniform_draws
 from irlops_jobs.session import EncodedDemonstration
-from irlops_jobs.updates.microbatches import Group, MicroBatch, Trace, plan
+from irlops_jobs.updates.microbatches import Group, Trace, plan
 
 
 @dataclass(frozen=True)
-class BranchDraws:
-    """The draws of one demonstration's branches; an idle pass has weight 0."""
+class _Draws:
+    """The draws of one demonstration's branches, and its place among the others; -1 in idle passes."""
 
-    uniform: Tensor
-    weight: float
+    key: int
+    uniform_T2: Tensor
 
 
-def update_on_expert_states(
-    critic: Trainer,
+def _two_draws(seed: int, num_tokens: int) -> Tensor:
+    return uniform_draws([seed], 2 * num_tokens)[0].view(num_tokens, 2)
+
+
+def propose_states(
     policy: Trainer,
     demonstrations: Sequence[EncodedDemonstration],
     seeds: Sequence[int],
     *,
     config: CriticConfig,
     micro_batch_tokens: int,
-) -> dict[str, float]:
-    """One optimizer step of the critic on this process's share of a batch of demonstrations.
+) -> list[ExpertState]:
+    """What the policy would have written in place of the experts' tokens, for each demonstration.
 
     Args:
         seeds: one a demonstration; they fix which alternatives are drawn, whatever process draws them.
+    """
+    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
+    groups = [
+        Group(one.prompt_ids, [Trace(one.solution_ids, _Draws(key, _two_draws(seed, len(one.solution_ids))))])
+        for key, (one, seed) in enumerate(zip(demonstrations, seeds, strict=True))
+    ]
+    states: dict[int, ExpertState] = {}
+    idle = _Draws(-1, torch.zeros(1, 2))
+    for micro in plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle):
+        uniform_ST2 = pad_sequence([draws.uniform_T2 for draws in micro.payloads], batch_first=True)
+        with torch.no_grad():
+            batch = scorer.propose(
+                micro.batch,
+                uniform_ST2.to(policy.runtime.device).permute(2, 0, 1),
+                num_branches=config.branches_per_expert,
+                floor=config.branch_floor,
+            )
+        for row, draws in enumerate(micro.payloads):
+            if draws.key >= 0:
+                one, real_A = demonstrations[draws.key], batch.branch_weight_SA[row] > 0
+                states[draws.key] = ExpertState(
+                    one.prompt_ids,
+                    one.solution_ids,
+                    batch.branch_ids_SA[row][real_A],
+                    batch.branch_position_SA[row][real_A],
+                    batch.branch_weight_SA[row][real_A],
+                )
+    return [states[key] for key in range(len(demonstrations))]
+
+
+def against_corruption(state: ExpertState, corrupted_ids: Sequence[int], *, weight: float) -> ExpertState:
+    """The same state with the first token of a corrupted solution that differs as one more branch.
+
+    What a policy would hardly write it hardly proposes, so this is where a critic learns of such tokens at all.
+    """
+    pairs = zip(state.solution_ids, corrupted_ids, strict=False)
+    for position, (own, other) in enumerate(pairs):
+        if own != other:
+            return state.with_branch(other, position, weight)
+    return state
+
+
+def with_trunk(critic: Trainer, states: Sequence[ExpertState], *, micro_batch_tokens: int) -> list[ExpertState]:
+    """The states with what the critic's frozen layers make of them; unchanged for a critic that learns as a whole."""
+    scorer: CriticScorer = critic.scorer  # pyright: ignore[reportAssignmentType]
+    if scorer.num_top_layers == 0:
+        return list(states)
+    keyed = [Group(one.prompt_ids, [Trace(one.solution_ids, (key, one))]) for key, one in enumerate(states)]
+    found: dict[int, ExpertState] = {}
+    idle = (-1, ExpertState.idle())
+    for micro in plan(keyed, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle):
+        rows = ExpertRows.of([state for _, state in micro.payloads], critic.runtime.device)
+        for trunk_LH, (key, state) in zip(scorer.trunk(rows), micro.payloads, strict=True):
+            found[key] = replace(state, trunk_LH=trunk_LH[: state.num_tokens])
+    return [found[key] for key in range(len(states))]
+
+
+def update_on_expert_states(
+    critic: Trainer, states: Sequence[ExpertState], *, micro_batch_tokens: int
+) -> dict[str, float]:
+    """One optimizer step of the critic on this process's share of a batch of expert states.
+
     Returns:
         Loss, and the weighted part of branches in which the expert's token has the higher reward.
     """
-    groups = [
-        Group(
-            one.prompt_ids, [Trace(one.solution_ids, BranchDraws(uniform_draws([seed], len(one.solution_ids))[0], 1.0))]
-        )
-        for one, seed in zip(demonstrations, seeds, strict=True)
-    ]
-    idle = BranchDraws(torch.zeros(1), 0.0)
+    groups = [Group(one.prompt_ids, [Trace(one.solution_ids, one)]) for one in states]
+    scorer: CriticScorer = critic.scorer  # pyright: ignore[reportAssignmentType]
+    idle = ExpertState.idle(scorer.model.config.hidden_size if scorer.num_top_layers else None)  # pyright: ignore
     micros = plan(groups, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle)
-    batches = [_propose(policy, micro, config) for micro in micros]
-    (total_weight,) = critic.runtime.total(sum(float(batch.branch_weight_SA.sum()) for batch in batches))
+    batches = [ExpertRows.of(micro.payloads, critic.runtime.device) for micro in micros]
+    (total_weight,) = critic.runtime.total(sum(float(batch.weight_SA.sum()) for batch in batches))
     num_right = torch.zeros((), dtype=torch.float64)
 
-    def loss_of(module: nn.Module, batch: BranchBatch) -> Tensor:
-        reward_ST, branch_SA = module(batch)
-        own_SA = reward_ST.gather(1, batch.branch_position_SA)
-        weight_SA = batch.branch_weight_SA / max(total_weight, 1e-9)
+    def loss_of(module: nn.Module, batch: ExpertRows) -> Tensor:
+        own_SA, branch_SA = module(batch)
+        weight_SA = batch.weight_SA / max(total_weight, 1e-9)
         num_right.add_(float((weight_SA * (own_SA > branch_SA)).sum()))
         return branch_loss(own_SA, branch_SA, weight_SA)
 
@@ -84,18 +147,3 @@ def branch_loss(own_SA: Tensor, branch_SA: Tensor, weight_SA: Tensor) -> Tensor:
         () float32, nats per comparison.
     """
     return 0.5 * (weight_SA * (softplus(-own_SA) + softplus(branch_SA))).sum()
-
-
-def _propose(policy: Trainer, micro: MicroBatch[BranchDraws], config: CriticConfig) -> BranchBatch:
-    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
-    uniform_ST = pad_sequence([draws.uniform for draws in micro.payloads], batch_first=True)
-    with torch.no_grad():
-        batch = scorer.propose(
-            micro.batch,
-            uniform_ST.to(policy.runtime.device),
-            num_branches=config.branches_per_expert,
-            floor=config.branch_floor,
-        )
-    weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=policy.runtime.device)
-    batch.branch_weight_SA.mul_(weight_S[:, None])
-    return batch

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from irlops_jobs.distributed.trainer import Trainer
-from irlops_jobs.models.branches import BranchBatch
+from irlops_jobs.models.branches import BranchBatch, propose_branches
 from irlops_jobs.models.scorers import PolicyScorer
 from irlops_jobs.rewards.advantages import clip_rewards
 from irlops_jobs.rewards.running import RunningScale
@@ -35,6 +35,7 @@ class OwnStateDraws:
     """Place among the round's samples of this process; -1 in idle passes."""
     uniform: Tensor
     weight: float
+    sample: Sample
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ def judge_branches(
         Group(q.demonstration.prompt_ids, [Trace(s.token_ids, _draws(next(keys), s, draw)) for s in q.samples])
         for q in questions
     ]
-    idle = OwnStateDraws(-1, torch.zeros(1), 0.0)
+    idle = OwnStateDraws(-1, torch.zeros(1), 0.0, Sample((0,), (0.0,), truncated=True, alternatives=(0,)))
     micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle)
-    (num_samples,) = policy.runtime.total(sum(len(group.traces) for group in groups))
-    return [_judge(policy, critic, micro, num_branches, reward_limit, scale, num_samples) for micro in micros]
+    samples = [sample for question in questions for sample in question.samples]
+    num_samples, num_silent = policy.runtime.total(len(samples), sum(not sample.alternatives for sample in samples))
+    propose = _propose if num_silent else _as_the_engine_told
+    return [
+        _judge(propose(policy, micro, num_branches), critic, micro, reward_limit, scale, num_samples)
+        for micro in micros
+    ]
 
 
 def token_rewards(judged: Sequence[JudgedBranches], questions: Sequence[SampledQuestion]) -> list[list[Tensor]]:
@@ -103,22 +109,41 @@ def two_action_loss(own_SA: Tensor, other_SA: Tensor, judged: JudgedBranches) ->
 
 def _draws(key: int, sample: Sample, draw: int) -> OwnStateDraws:
     seed = derive_seed("own states", draw, *sample.token_ids)
-    return OwnStateDraws(key, uniform_draws([seed], len(sample.token_ids))[0], float(not sample.truncated))
+    return OwnStateDraws(key, uniform_draws([seed], len(sample.token_ids))[0], float(not sample.truncated), sample)
+
+
+def _propose(policy: Trainer, micro: MicroBatch[OwnStateDraws], num_branches: int) -> BranchBatch:
+    """Ask the policy, in a pass of its own, for an engine that tells nothing but tokens."""
+    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
+    uniform_ST = pad_sequence([draws.uniform for draws in micro.payloads], batch_first=True)
+    uniform_2ST = uniform_ST.to(policy.runtime.device).expand(2, -1, -1)  # without a floor the order decides nothing
+    with torch.no_grad():
+        return scorer.propose(micro.batch, uniform_2ST, num_branches=num_branches, floor=0.0)
+
+
+def _as_the_engine_told(_policy: Trainer, micro: MicroBatch[OwnStateDraws], num_branches: int) -> BranchBatch:
+    """Doubts and alternatives from when the samples were drawn: the policy is still the same."""
+    samples, device = [draws.sample for draws in micro.payloads], micro.batch.solution_ids_ST.device
+    logprob_ST = pad_sequence([torch.tensor(sample.logprobs) for sample in samples], batch_first=True).to(device)
+    other_ST = pad_sequence([torch.tensor(sample.alternatives) for sample in samples], batch_first=True).to(device)
+    return propose_branches(
+        -torch.expm1(logprob_ST),
+        other_ST,
+        micro.batch,
+        num_branches=num_branches,
+        floor=0.0,
+        order_ST=torch.zeros_like(logprob_ST),
+    )
 
 
 def _judge(
-    policy: Trainer,
+    batch: BranchBatch,
     critic: Trainer,
     micro: MicroBatch[OwnStateDraws],
-    num_branches: int,
     limit: float | None,
     scale: RunningScale | None,
     num_samples: float,
 ) -> JudgedBranches:
-    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
-    uniform_ST = pad_sequence([draws.uniform for draws in micro.payloads], batch_first=True)
-    with torch.no_grad():
-        batch = scorer.propose(micro.batch, uniform_ST.to(policy.runtime.device), num_branches=num_branches, floor=0.0)
     reward_ST, other_SA = critic.forward(batch)
     rewards = {
         draws.key: row[mask].cpu()
@@ -128,6 +153,6 @@ def _judge(
     own_SA = reward_ST.gather(1, batch.branch_position_SA)
     if scale:
         own_SA, other_SA = scale.apply(own_SA), scale.apply(other_SA)
-    weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=policy.runtime.device)
+    weight_S = torch.tensor([draws.weight for draws in micro.payloads], device=critic.runtime.device)
     gain_SA = (clip_rewards(own_SA, limit) - clip_rewards(other_SA, limit)) * (batch.branch_weight_SA > 0)
     return JudgedBranches(batch, gain_SA * weight_S[:, None], num_samples, rewards)

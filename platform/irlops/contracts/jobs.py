@@ -82,6 +82,11 @@ class ModelConfig(Section):
     max_length: int = Field(default=256, ge=16)
     """Longest prompt plus solution, in tokens."""
 
+    @property
+    def num_layers_that_learn_alone(self) -> int:
+        """Of the critic's last layers; 0 when the layers below them learn as well."""
+        return self.critic_extra_layers if self.critic_trains == "added_layers" else 0
+
     @model_validator(mode="after")
     def _added_layers_exist(self) -> ModelConfig:
         if self.critic_trains == "added_layers" and self.critic_extra_layers == 0:
@@ -142,6 +147,11 @@ class CriticConfig(Section):
     """Targets are 1 - x and x."""
     branches_per_expert: int = Field(default=64, ge=0)
     """Per expert solution, tokens at which the policy's own alternative is held against the expert's; 0 turns it off."""
+    corrupted_branches_per_expert: int = Field(default=0, ge=0, le=8)
+    """Besides those, the first wrong tokens of this many corruptions of the solution: tokens that the policy would hardly
+    write it hardly proposes."""
+    corrupted_branch_weight: float = Field(default=1.0, gt=0, le=1)
+    """Of each of these; a branch of the policy weighs as much as the policy doubts the expert's token, 1 at most."""
     branch_updates_per_round: int = Field(default=2, ge=0)
     """Optimizer steps on such branches in a round, each on fresh demonstrations."""
     branch_batch_size: int = Field(default=8, ge=1)

@@ -99,6 +99,18 @@ def test_the_pass_that_judges_branches_gives_the_rewards_that_scoring_gives():
     assert torch.allclose(second, scored[1], atol=1e-5)
 
 
+def test_an_engine_that_tells_alternatives_saves_the_pass_that_asks_for_them():
+    policy, critic = _trainers()
+    logprobs = trace_logprobs(policy, [Group((1, 7, 8), [Trace(SOLUTION, 0)])], micro_batch_tokens=4096)[0]
+    told = Sample(SOLUTION, tuple(logprobs.tolist()), truncated=False, alternatives=(41, 42, 43, 44, 45))
+    question = replace(_question(), samples=(told,))
+    policy.scorer.propose = None  # asking again would fail
+    settings = {"num_branches": 3, "reward_limit": None, "micro_batch_tokens": 4096, "draw": 0}
+    (judged,) = judge_branches(policy, critic, [question], **settings)
+    assert judged.batch.branch_position_SA[0].tolist() == logprobs.topk(3, largest=False).indices.tolist()
+    assert (judged.batch.branch_ids_SA - judged.batch.branch_position_SA).unique().tolist() == [41]
+
+
 def test_a_truncated_sample_gains_nothing():
     _, _, judged = _judge(_question(truncated=True))
     assert judged.gain_SA.abs().sum() == 0

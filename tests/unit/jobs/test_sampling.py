@@ -108,6 +108,16 @@ def test_weights_that_sample_in_half_precision_leave_the_trainers_alone():
     assert samples == _drawn(build_tiny_policy(3).to(torch.bfloat16), (1, 3, 4))[1]
 
 
+def test_alternatives_are_other_tokens_and_change_nothing_of_what_is_written():
+    config, policy = RolloutConfig(max_new_tokens=6), build_tiny_policy(3)
+    engine = TransformersEngine(policy, config, eos_token_id=-1, with_alternatives=True)
+    (samples,) = engine.sample([(1, 3, 4)], num_samples=3, seeds=[5])
+    (plain,) = TransformersEngine(policy, config, eos_token_id=-1).sample([(1, 3, 4)], num_samples=3, seeds=[5])
+    for sample, same in zip(samples, plain, strict=True):
+        assert (sample.token_ids, sample.logprobs, same.alternatives) == (same.token_ids, same.logprobs, ())
+        assert all(own != other for own, other in zip(sample.token_ids, sample.alternatives, strict=True))
+
+
 def test_a_sample_that_never_ends_is_marked_truncated():
     engine = TransformersEngine(build_tiny_policy(3), RolloutConfig(max_new_tokens=5), eos_token_id=-1)
     (samples,) = engine.sample([(1, 3, 4)], num_samples=2, seeds=[0])

@@ -1,0 +1,112 @@
+"""The expert's token against another one behind the same prefix, in passes that hold many comparisons."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from irlops.contracts.jobs import CriticConfig, OptimizerConfig
+from irlops_jobs.distributed.runtime import Runtime
+from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.deepen import add_layers, freeze_below
+from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
+from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
+from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
+from irlops_jobs.session import EncodedDemonstration
+from irlops_jobs.updates.expert_states import (
+    against_corruption,
+    propose_states,
+    update_on_expert_states,
+    with_trunk,
+)
+
+ALONE = Runtime(rank=0, world_size=1, device=torch.device("cpu"))
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3)
+LONG = ExpertState((1, 7, 8), (11, 12, 13, 14, 2), torch.tensor([44, 45]), torch.tensor([1, 3]), torch.tensor([0.5, 1]))
+SHORT = ExpertState((1, 9), (21, 2), torch.tensor([46]), torch.tensor([0]), torch.tensor([0.25]))
+
+
+def _critic(*, num_top_layers):
+    model = add_layers(build_tiny_critic(seed=1), 2, seed=2)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "score" in name or ("layers.5" in name and parameter.ndim == 2):  # a fresh layer on top is the identity
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    if num_top_layers:
+        freeze_below(model, num_top_layers)
+    return Trainer(CriticScorer(model.eval(), num_top_layers=num_top_layers), OPTIMIZER, ALONE, num_steps=40)
+
+
+def _last_reward(critic, *ids):
+    return critic.scorer.model(torch.tensor([ids])).logits[0, -1, 0].item()
+
+
+def test_both_sides_of_a_comparison_are_rewards_of_whole_sequences():
+    critic = _critic(num_top_layers=0)
+    own_SA, branch_SA = critic.forward(ExpertRows.of([SHORT, LONG], ALONE.device))
+    assert own_SA[1].tolist() == pytest.approx(
+        [_last_reward(critic, 1, 7, 8, 11, 12), _last_reward(critic, 1, 7, 8, 11, 12, 13, 14)], abs=1e-4
+    )
+    assert branch_SA[1].tolist() == pytest.approx(
+        [_last_reward(critic, 1, 7, 8, 11, 44), _last_reward(critic, 1, 7, 8, 11, 12, 13, 45)], abs=1e-4
+    )
+    assert branch_SA[0, 0].item() == pytest.approx(_last_reward(critic, 1, 9, 46), abs=1e-4)
+
+
+def test_frozen_layers_first_and_the_layers_on_top_later_give_what_one_pass_gives():
+    whole, parts = _critic(num_top_layers=0), _critic(num_top_layers=2)
+    states = with_trunk(parts, [LONG, SHORT], micro_batch_tokens=4096)
+    assert states[0].trunk_LH.shape == (10, 128)  # 3 prompt + 5 solution + 2 branches
+    expected = whole.forward(ExpertRows.of([LONG, SHORT], ALONE.device))
+    found = parts.forward(ExpertRows.of(states, ALONE.device))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_critic_that_learns_as_a_whole_has_no_trunk():
+    assert with_trunk(_critic(num_top_layers=0), [SHORT], micro_batch_tokens=64) == [SHORT]
+
+
+def test_a_step_from_the_trunk_is_the_step_from_the_tokens():
+    from_trunk, from_tokens = _critic(num_top_layers=2), _critic(num_top_layers=2)
+    states = with_trunk(from_trunk, [LONG, SHORT], micro_batch_tokens=4096)
+    metrics = [
+        update_on_expert_states(from_trunk, states, micro_batch_tokens=4096),
+        update_on_expert_states(from_tokens, [LONG, SHORT], micro_batch_tokens=4096),
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-5)
+    learned = zip(from_trunk.scorer.parameters(), from_tokens.scorer.parameters(), strict=True)
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in learned)
+
+
+def test_passes_of_few_tokens_teach_what_one_pass_teaches():
+    at_once, in_turn = _critic(num_top_layers=2), _critic(num_top_layers=2)
+    expected = update_on_expert_states(at_once, [LONG, SHORT], micro_batch_tokens=4096)
+    assert update_on_expert_states(in_turn, [LONG, SHORT], micro_batch_tokens=8) == pytest.approx(expected, abs=1e-5)
+
+
+def test_learning_prefers_the_experts_tokens():
+    critic = _critic(num_top_layers=2)
+    states = with_trunk(critic, [LONG, SHORT], micro_batch_tokens=4096)
+    for _ in range(40):
+        metrics = update_on_expert_states(critic, states, micro_batch_tokens=4096)
+    assert metrics["critic/branch_accuracy"] == pytest.approx(1.0)
+
+
+def test_the_policy_is_asked_for_another_token_at_each_state_it_doubts():
+    policy = Trainer(PolicyScorer(build_tiny_policy(seed=0)), OPTIMIZER, ALONE, num_steps=1)
+    one = EncodedDemonstration(LONG.prompt_ids, LONG.solution_ids, SimpleNamespace())
+    ask = {"config": CriticConfig(branches_per_expert=3), "micro_batch_tokens": 4096}
+    (state,), (again,) = (propose_states(policy, [one], [5], **ask) for _ in range(2))
+    assert len(set(state.position_A.tolist())) == 3
+    assert all(
+        LONG.solution_ids[place] != other
+        for place, other in zip(state.position_A.tolist(), state.branch_ids_A.tolist(), strict=True)
+    )
+    assert torch.equal(state.branch_ids_A, again.branch_ids_A)  # the seed fixes what is drawn
+
+
+def test_a_corruption_stands_against_the_expert_where_it_first_differs():
+    state = against_corruption(LONG, (11, 12, 77, 78, 2), weight=0.5)
+    assert (state.branch_ids_A[-1].item(), state.position_A[-1].item(), state.weight_A[-1].item()) == (77, 2, 0.5)
+    assert against_corruption(LONG, LONG.solution_ids, weight=0.5) is LONG
