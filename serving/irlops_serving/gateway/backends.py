@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
-
 from irlops.contracts.rerank import PairVersions
 from irlops_serving.gateway.breaker import CircuitBreaker
 from irlops_serving.gateway.critic import CriticClient
@@ -53,7 +51,7 @@ class Backends:
         try:
             async with asyncio.timeout(5):
                 self.ready[name] = await client.ready()
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except (TimeoutError, OSError):
             self.ready[name] = False
         self.seen_ready[name] |= self.ready[name]
         labelled(self._metrics.upstream_ready, name).set(self.ready[name])

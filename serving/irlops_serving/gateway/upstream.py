@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 from pydantic import SecretStr
-from yarl import URL
 
 from irlops_serving.gateway.breaker import CircuitBreaker
+from irlops_serving.gateway.connections import Connection, ConnectionLostError, ConnectionPool, NotConnectedError
 from irlops_serving.gateway.errors import (
     ApiError,
     upstream_broken,
@@ -27,10 +25,9 @@ from irlops_serving.gateway.errors import (
 from irlops_serving.gateway.metrics import Metrics, labelled
 from irlops_serving.gateway.settings import TimeoutSettings
 
-# Under the 5 s after which uvicorn (and so vLLM) closes an idle connection: reusing one it is closing loses a request.
-KEEP_IDLE_CONNECTION_S = 3.0
 # An error body is shown in part; the rest of a megabyte-long one is of no use.
 MAX_ERROR_CHARS = 500
+MAX_ERROR_BYTES = 2**16
 # Largest answer kept in memory: 64 candidates of 32k tokens with logprobs stay below it.
 MAX_REPLY_BYTES = 256 * 2**20
 
@@ -46,7 +43,7 @@ class Reply:
 class EventStream:
     """An open server-sent event answer of an upstream. Made by ``Upstream.open_stream``."""
 
-    def __init__(self, upstream: Upstream, response: aiohttp.ClientResponse, timeouts: TimeoutSettings) -> None:
+    def __init__(self, upstream: Upstream, response: Connection, timeouts: TimeoutSettings) -> None:
         self._upstream, self._response, self._timeouts = upstream, response, timeouts
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -58,11 +55,10 @@ class EventStream:
         rest, limit_s = b"", self._timeouts.first_token_s
         while True:
             try:
-                async with asyncio.timeout(limit_s):
-                    data = await self._response.content.readany()
+                data = await self._response.read(limit_s)
             except TimeoutError:
                 raise self._upstream.failed_with_timeout("waiting for the next token", limit_s) from None
-            except aiohttp.ClientError as error:
+            except ConnectionLostError as error:
                 raise self._upstream.failed_halfway(error) from error
             limit_s = self._timeouts.idle_s
             if not data:
@@ -98,22 +94,15 @@ class Upstream:
     ) -> None:
         self.name, self.url, self.breaker = name, url, breaker
         self._timeouts, self._metrics = timeouts, metrics
-        self._headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"}
         if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key.get_secret_value()}"
-        tls: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
-        self._urls: dict[str, URL] = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_IDLE_CONNECTION_S, ssl=tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
-            auto_decompress=False,
-            read_bufsize=2**16,
-        )
+            headers["authorization"] = f"Bearer {api_key.get_secret_value()}"
+        tls = ssl.create_default_context(cafile=ca_file) if url.startswith("https:") else None
+        self._pool = ConnectionPool(url, timeouts.connect_s, tls, headers)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._pool.close()
 
     async def post(
         self,
@@ -151,9 +140,11 @@ class Upstream:
 
     async def get(self, path: str, limit_s: float) -> Reply:
         """Read ``path`` once, outside of breaker and metrics (health checks)."""
-        timeout = aiohttp.ClientTimeout(total=limit_s)
-        async with self._session.get(self.url + path, headers=self._headers, timeout=timeout) as response:
-            return Reply(response.status, await response.content.read(2**20))
+        response = await self._pool.send("GET", path, b"", limit_s)
+        try:
+            return Reply(response.status, await response.read(limit_s))
+        finally:
+            response.leave()
 
     @asynccontextmanager
     async def open_stream(
@@ -174,7 +165,7 @@ class Upstream:
             self.breaker.record_cancelled()
             raise
         finally:
-            _leave(response)
+            response.leave()
 
     async def _post_once(
         self, path: str, body: bytes, call: str, limit_s: float, headers: dict[str, str] | None
@@ -186,7 +177,7 @@ class Upstream:
             self.breaker.record_cancelled()
             raise
         finally:
-            _leave(response)
+            response.leave()
         self.breaker.record_success()
         return reply
 
@@ -198,16 +189,14 @@ class Upstream:
         headers: dict[str, str] | None,
         limit_s: float,
         first_byte_s: float | None = None,
-    ) -> aiohttp.ClientResponse:
+    ) -> Connection:
         """Send a request; returns when the answer's head is there and says that all is well."""
         if not self.breaker.may_call():
             self._count_error("breaker_open")
             raise upstream_unavailable(self.name, self.breaker.retry_after_s)
-        all_headers = self._headers if headers is None else {**self._headers, **headers}
-        timeout = aiohttp.ClientTimeout(limit_s, sock_connect=self._timeouts.connect_s, sock_read=first_byte_s)
         started_s = time.perf_counter()
         try:
-            response = await self._connect(self._url(path), body, all_headers, timeout, first_byte_s or limit_s)
+            response = await self._send(path, body, headers, limit_s, first_byte_s or limit_s)
             labelled(self._metrics.upstream_latency, self.name, call).observe(time.perf_counter() - started_s)
             if response.status != 200:
                 await self._refuse_bad_status(response)
@@ -216,40 +205,32 @@ class Upstream:
             raise
         return response
 
-    def _url(self, path: str) -> URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self.url + path)
-        return url
-
-    async def _connect(
-        self, url: URL, body: bytes, headers: dict[str, str], limits: aiohttp.ClientTimeout, limit_s: float
-    ) -> aiohttp.ClientResponse:
+    async def _send(
+        self, path: str, body: bytes, headers: dict[str, str] | None, limit_s: float, first_byte_s: float
+    ) -> Connection:
         for attempt in (1, 2):
             try:
-                return await self._session.post(url, data=body, headers=headers, timeout=limits, allow_redirects=False)
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                return await self._pool.send("POST", path, body, limit_s, first_byte_s=first_byte_s, headers=headers)
+            except NotConnectedError as error:
                 # Nothing was sent, so even a generation may be tried again.
                 if attempt == 2:
                     raise self._failed("unreachable", upstream_unavailable(self.name)) from error
                 labelled(self._metrics.retries, self.name).inc()
             except TimeoutError as error:
-                raise self.failed_with_timeout("the beginning of its answer", limit_s) from error
-            except aiohttp.ClientError as error:
+                raise self.failed_with_timeout("the beginning of its answer", first_byte_s) from error
+            except ConnectionLostError as error:
                 raise _LostConnectionError(self._failed("disconnected", upstream_unavailable(self.name))) from error
         raise AssertionError("the second attempt returns or raises")
 
-    async def _refuse_bad_status(self, response: aiohttp.ClientResponse) -> None:
+    async def _refuse_bad_status(self, response: Connection) -> None:
         if response.status < 300:
             return
         try:
-            text = (await response.content.read(2**16)).decode(errors="replace")
-        except (aiohttp.ClientError, TimeoutError):
-            text = ""
+            text = (await self._read_start(response)).decode(errors="replace")
         finally:
-            _leave(response)
+            response.leave()
         if response.status in (429, 503):
-            wait = response.headers.get("retry-after", "1")
+            wait = response.headers.get(b"retry-after", b"1")
             raise self._failed("busy", upstream_unavailable(self.name, float(wait) if wait.isdigit() else 1.0))
         if response.status >= 500 or response.status < 400:
             raise self._failed("bad_status", upstream_broken(self.name, f"answered with status {response.status}"))
@@ -259,21 +240,27 @@ class Upstream:
         self.breaker.record_success()
         raise _client_error(self.name, response.status, text)
 
-    async def _read(self, response: aiohttp.ClientResponse, limit_s: float) -> bytes:
+    async def _read_start(self, response: Connection) -> bytes:
+        """The beginning of an error body; what is there of it when the connection breaks."""
+        start = b""
+        with suppress(ConnectionLostError, TimeoutError):
+            while len(start) < MAX_ERROR_BYTES and (data := await response.read(self._timeouts.idle_s)):
+                start += data
+        return start[:MAX_ERROR_BYTES]
+
+    async def _read(self, response: Connection, limit_s: float) -> bytes:
         try:
-            if (response.content_length or 0) > MAX_REPLY_BYTES:
-                raise self._failed("too_large", upstream_broken(self.name, "answered with too many bytes"))
-            data = await response.content.readany()
-            if response.content.at_eof():
+            data = await response.read(limit_s)
+            if response.is_complete:
                 return data
             parts, size = [data], len(data)
-            while data := await response.content.readany():
+            while data := await response.read(limit_s):
                 parts.append(data)
                 size += len(data)
                 if size > MAX_REPLY_BYTES:
                     raise self._failed("too_large", upstream_broken(self.name, "answered with too many bytes"))
             return b"".join(parts)
-        except aiohttp.ClientError as error:
+        except ConnectionLostError as error:
             raise _LostConnectionError(self.failed_halfway(error)) from error
         except TimeoutError as error:
             raise self.failed_with_timeout("its whole answer", limit_s) from error
@@ -309,14 +296,6 @@ class Upstream:
     def _count_error(self, kind: str) -> None:
         labelled(self._metrics.upstream_errors, self.name, kind).inc()
         labelled(self._metrics.breaker_open, self.name).set(self.breaker.is_open)
-
-
-def _leave(response: aiohttp.ClientResponse) -> None:
-    """Give the connection back when the answer was read to its end, else close it: the server stops working on it."""
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
 
 
 class _LostConnectionError(Exception):
