@@ -64,6 +64,20 @@ def too_large(message: str) -> ApiError:
     return _error(message, status=413, type="invalid_request_error", code="request_too_large")
 
 
+def head_too_large(limit_bytes: int) -> ApiError:
+    """431: request line and headers are more than the gateway reads."""
+    message = (
+        f"The request's headers are larger than {limit_bytes} bytes. Send less in them; a question belongs in the body."
+    )
+    return _error(message, status=431, type="invalid_request_error", code="headers_too_large")
+
+
+def slow_head(limit_s: float) -> ApiError:
+    """408: the client did not send its headers in time."""
+    message = f"The request's headers did not arrive within {limit_s:g} s. Send the request again."
+    return _error(message, status=408, type="invalid_request_error", code="request_timeout")
+
+
 def slow_body(limit_s: float) -> ApiError:
     """408: the client did not send its body in time."""
     message = f"The request body did not arrive within {limit_s:g} s. Send it again."

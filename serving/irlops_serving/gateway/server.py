@@ -20,7 +20,7 @@ from irlops.errors import ConfigError
 from irlops_serving.gateway.app import Gateway
 from irlops_serving.gateway.cors import with_cors
 from irlops_serving.gateway.logs import configure_logs, logger
-from irlops_serving.gateway.one_write import OneWriteProtocol
+from irlops_serving.gateway.protocol import guarded
 from irlops_serving.gateway.settings import CONFIG_FILE_VARIABLE, GatewaySettings, load_settings
 
 # Longer than the load balancers' usual 60 s: they, not we, close idle connections first.
@@ -126,7 +126,7 @@ def server_config(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config
     return uvicorn.Config(
         with_cors(gateway, settings.cors_allow_origins),
         loop="uvloop",
-        http=OneWriteProtocol,
+        http=guarded(settings.timeouts),
         ws="none",
         lifespan="on",
         log_config=None,

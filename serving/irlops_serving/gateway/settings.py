@@ -169,7 +169,11 @@ class LimitSettings(_Section):
 class TimeoutSettings(_Section):
     """Seconds each phase may take."""
 
+    head_s: float = Field(default=30, gt=0)
+    """For a request's headers, counted from its first byte; a new connection that says nothing is closed as well."""
     body_s: float = Field(default=30, gt=0)
+    send_s: float = Field(default=60, gt=0)
+    """A client that takes nothing of its answer for so long is left."""
     connect_s: float = Field(default=5, gt=0)
     first_token_s: float = Field(default=60, gt=0)
     """Until the policy's first byte on a stream."""

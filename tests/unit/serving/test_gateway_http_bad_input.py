@@ -151,6 +151,49 @@ async def test_a_body_that_never_comes_is_refused_in_time():
     assert head.startswith(b"HTTP/1.1 408 ")
 
 
+async def test_headers_that_never_end_are_refused_in_time():
+    async with rig(timeouts={"head_s": 0.1}) as r:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-a: ")
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b'"code":"request_timeout"' in answer
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word():
+    async with rig(timeouts={"head_s": 0.1}) as r:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]))
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+async def test_the_time_for_headers_counts_for_each_request_of_a_connection():
+    async with rig(timeouts={"head_s": 0.2}) as r:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]))
+        request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+        for _ in range(2):
+            writer.write(request)
+            assert b'{"alive":true}' in await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            # Longer than the limit: a connection may be idle between two requests.
+            await asyncio.sleep(0.3)
+        writer.write(request[:-2])
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("piece", [b"x-a: " + b"a" * 1000, b"x-a: 1\r\n" * 100], ids=["one header", "many headers"])
+async def test_headers_without_end_are_refused_before_they_fill_the_memory(piece):
+    async with rig() as r:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + piece * 100)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert b'"code":"headers_too_large"' in answer
+
+
 @pytest.mark.parametrize(
     "headers",
     [

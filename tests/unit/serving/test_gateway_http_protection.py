@@ -135,6 +135,19 @@ async def test_a_client_that_leaves_stops_the_policy(model, stream):
     assert r.policy.cancelled == 1
 
 
+async def test_a_client_that_reads_nothing_of_its_stream_is_left_and_the_policy_stopped():
+    # 25 MiB: more than the sockets between them hold.
+    async with rig({"solutions": [" ".join(["w" * 2**16] * 400)]}, timeouts={"send_s": 0.2}) as r:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]), limit=1024)
+        body = json.dumps({"model": "policy", "messages": QUESTION, "stream": True}).encode()
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        await _eventually(lambda: r.policy.running == 1)
+        await _eventually(lambda: r.policy.running == 0)
+        await _eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
+        writer.close()
+    assert r.policy.cancelled == 1
+
+
 async def test_a_policy_that_is_away_is_named_and_retried_later():
     async with rig() as r:
         dead = {"policy": {"url": "http://127.0.0.1:9"}}

@@ -1,0 +1,145 @@
+"""uvicorn's protocol, made fit to be exposed: what it waits for without end, or keeps without bound, has a limit here.
+
+- The head of a request has a time and a size. uvicorn's httptools protocol has neither: clients that send a header byte by
+  byte keep their connections for ever, and one that never ends its header fills the memory, before anybody asks for a key.
+- A client that does not read what it asked for is left after a time. Until then its place and its upstream would wait for it.
+- What one turn of the loop has to say on a connection goes out in one write. uvicorn writes a response's head and its body
+  apart, and uvloop hands each to the kernel at once: a second system call and a second packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from irlops_serving.gateway.errors import ApiError, head_too_large, slow_head
+from irlops_serving.gateway.settings import TimeoutSettings
+
+MAX_HEAD_BYTES = 64 * 2**10
+# A stream's chunks don't gather beyond this: the transport has to see them to say that the client is slow.
+GATHER_AT_MOST_BYTES = 64 * 2**10
+REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """``http=guarded(timeouts)`` in uvicorn's configuration."""
+
+    timeouts: ClassVar[TimeoutSettings]
+    _is_in_head = True
+    """Also before a connection has said anything."""
+    _has_begun = False
+    _num_head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn's
+        super().connection_made(_GatheringTransport(transport, self.loop))
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._reader_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        # What a head begins in may hold the body before it, too: it counts from the next piece on.
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if was_in_head and self._is_in_head:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(head_too_large(MAX_HEAD_BYTES))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self._has_begun, self._num_head_bytes = True, True, 0
+        if self._head_timer is None:
+            self._watch_head()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader_timer = self.loop.call_later(self.timeouts.send_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+        super().resume_writing()
+
+    def _watch_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.timeouts.head_s, self._end_slow_head)
+
+    def _end_slow_head(self) -> None:
+        if self._has_begun:
+            self._refuse(slow_head(self.timeouts.head_s))
+        else:
+            # A proxy that opened it ahead of need would take words for the answer to its first request.
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer outside of the application, which has not heard of this request."""
+        if self.transport.is_closing():
+            return
+        body = error.body()
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (error.status, REASONS[error.status], len(body)) + body)
+        self.transport.close()
+
+
+def guarded(timeouts: TimeoutSettings) -> type[GuardedProtocol]:
+    """The protocol with these limits; uvicorn makes one of it for each connection."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"timeouts": timeouts})
+
+
+class _GatheringTransport(asyncio.Transport):
+    """Holds what is written until the loop's next turn. What uvicorn uses of a transport, and nothing else."""
+
+    __slots__ = ("_loop", "_num_bytes", "_parts", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+        self._num_bytes = 0
+
+    def write(self, data: Any) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._num_bytes += len(data)
+        if self._num_bytes > GATHER_AT_MOST_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        parts, self._parts, self._num_bytes = self._parts, [], 0
+        if parts and not self._transport.is_closing():
+            self._transport.writelines(parts)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._parts = []
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
