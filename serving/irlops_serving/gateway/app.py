@@ -15,12 +15,12 @@ from irlops_serving.gateway.auth import Authenticator
 from irlops_serving.gateway.backends import Backends, Pairs
 from irlops_serving.gateway.callers import Caller
 from irlops_serving.gateway.errors import ApiError, ClientGone, internal, unknown_route, wrong_method
-from irlops_serving.gateway.exchange import CancelWhenGone, Exchange, Receive, Scope, Send
+from irlops_serving.gateway.exchange import CancelWhenGone, Exchange, Receive, Scope, Send, Usage
 from irlops_serving.gateway.logs import logger
 from irlops_serving.gateway.metrics import Metrics, labelled
 from irlops_serving.gateway.openapi import DOCS_HEADERS, docs_page, openapi_document
 from irlops_serving.gateway.pages import Pages
-from irlops_serving.gateway.passthrough import Usage, pass_through, stream_through
+from irlops_serving.gateway.passthrough import pass_through, stream_through
 from irlops_serving.gateway.policy import CHAT, COMPLETIONS
 from irlops_serving.gateway.reloading import Reloader
 from irlops_serving.gateway.requests import CompletionRequest, read_completion
@@ -201,34 +201,38 @@ class Gateway:
         exchange.facts["model"] = request.model
         await self._admit(exchange, caller, request.model)
         self.tracer.enter_request(self._trace_headers(exchange))
-        usage = Usage()
         try:
             with CancelWhenGone(exchange):
                 async with self._gates[request.model], self.pairs.lease() as backends:
                     with self.tracer.span(f"gateway.{request.model}") as headers:
-                        usage = await self._answer_completion(exchange, request, backends, headers)
+                        await self._answer_completion(exchange, request, backends, headers)
         finally:
-            self._observe(exchange, request.model, usage)
-        await self._allowances.charge(caller, usage.total_tokens)
+            await self._account(exchange, caller, request.model)
 
     async def _answer_completion(
         self, exchange: Exchange, request: CompletionRequest, backends: Backends, headers: dict[str, str] | None
-    ) -> Usage:
+    ) -> None:
         if request.model == "reranked":
-            return await self._answer_reranked(exchange, request, backends)
-        if request.stream_rewards is not None:
-            return await stream_with_rewards(exchange, request, request.stream_rewards, backends)
-        if not request.stream:
-            return await pass_through(exchange, request, backends.policy, headers)
-        usage, times = await stream_through(exchange, request, backends.policy, headers)
+            await self._answer_reranked(exchange, request, backends)
+        elif request.stream_rewards is not None:
+            await stream_with_rewards(exchange, request, request.stream_rewards, backends)
+        elif request.stream:
+            await self._stream(exchange, request, backends, headers)
+        else:
+            await pass_through(exchange, request, backends.policy, headers)
+
+    async def _stream(
+        self, exchange: Exchange, request: CompletionRequest, backends: Backends, headers: dict[str, str] | None
+    ) -> None:
+        times = await stream_through(exchange, request, backends.policy, headers)
+        usage = exchange.usage
         labels = (OPERATIONS[exchange.path], request.model)
         labelled(self.metrics.time_to_first_token, *labels).observe(times.first_s - exchange.started_s)
         if usage.completion_tokens > 1:
             gap_s = (times.last_s - times.first_s) / (usage.completion_tokens - 1)
             labelled(self.metrics.time_per_output_token, *labels).observe(gap_s)
-        return usage
 
-    async def _answer_reranked(self, exchange: Exchange, request: CompletionRequest, backends: Backends) -> Usage:
+    async def _answer_reranked(self, exchange: Exchange, request: CompletionRequest, backends: Backends) -> None:
         plan = make_plan(request, self.settings.rerank, self.settings.limits, backends, exchange.started_s)
         chooser = make_chooser(plan, backends, self._agreement)
         if request.stream:
@@ -242,10 +246,14 @@ class Gateway:
             "candidates": reranked.result.candidates_sampled,
             "pair": reranked.result.pair.model_dump(),
         }
-        return reranked.usage
 
-    def _observe(self, exchange: Exchange, model: str, usage: Usage) -> None:
-        operation = OPERATIONS[exchange.path]
+    async def _account(self, exchange: Exchange, caller: Caller, model: str) -> None:
+        """Count what was used, however the request ended: leaving before the end is no way around a budget."""
+        self._observe(exchange, model)
+        await self._allowances.charge(caller, exchange.usage.total_tokens)
+
+    def _observe(self, exchange: Exchange, model: str) -> None:
+        operation, usage = OPERATIONS[exchange.path], exchange.usage
         seconds = time.perf_counter() - exchange.started_s
         labelled(self.metrics.request_duration, operation, model, str(exchange.status or 500)).observe(seconds)
         if usage.total_tokens:
@@ -261,17 +269,15 @@ class Gateway:
         exchange.facts["model"] = "critic"
         await self._admit(exchange, caller, "critic")
         self.tracer.enter_request(self._trace_headers(exchange))
-        usage = Usage()
         try:
             with CancelWhenGone(exchange):
                 async with self._gates["reranked"], self.pairs.lease() as backends:
                     with self.tracer.span("gateway.rewards"):
                         rewards = await score_items(request, backends)
-                    usage = Usage(rewards.usage.prompt_tokens, rewards.usage.completion_tokens)
+                    exchange.usage = Usage(rewards.usage.prompt_tokens, rewards.usage.completion_tokens)
                     await exchange.respond_json(rewards.model_dump())
         finally:
-            self._observe(exchange, "critic", usage)
-        await self._allowances.charge(caller, usage.total_tokens)
+            await self._account(exchange, caller, "critic")
 
     # --- everything else ----------------------------------------------------------------------------------------
 

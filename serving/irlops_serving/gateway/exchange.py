@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,26 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 WATCH_CONNECTION_AFTER_S = 0.2
 
 
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def as_dict(self) -> dict[str, int]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
+
 class Exchange:
     """A request, what is known about it, and the way to answer it. Made by the app, used by one handler."""
 
@@ -49,6 +70,7 @@ class Exchange:
         "send",
         "started_s",
         "status",
+        "usage",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int, body_timeout_s: float) -> None:
@@ -61,6 +83,8 @@ class Exchange:
         self.is_answered = False
         """Whether the last byte was handed to the server."""
         self.caller = ""
+        self.usage = Usage()
+        """What was used so far, kept up to date while the answer is written: whoever leaves early has used it too."""
         self.facts: dict[str, Any] = {}
         """What the access log says beside the usual (model, tokens, degraded, …)."""
         self.request_id = self._request_id()

@@ -9,32 +9,12 @@ from typing import Any
 
 import orjson
 
-from irlops_serving.gateway.exchange import JSON, Exchange
+from irlops_serving.gateway.exchange import JSON, Exchange, Usage
 from irlops_serving.gateway.policy import PolicyClient
 from irlops_serving.gateway.requests import CompletionRequest
 from irlops_serving.gateway.upstream import EventStream, Upstream, iter_events
 
 PUBLIC_NAME = "policy"
-
-
-@dataclass(slots=True)
-class Usage:
-    """Tokens of one request."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-    def as_dict(self) -> dict[str, int]:
-        """OpenAI's usage object."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.total_tokens,
-        }
 
 
 @dataclass(slots=True)
@@ -47,7 +27,7 @@ class StreamTimes:
 
 async def pass_through(
     exchange: Exchange, request: CompletionRequest, policy: PolicyClient, headers: dict[str, str] | None
-) -> Usage:
+) -> None:
     """Send the request on and the whole answer back.
 
     Raises:
@@ -58,20 +38,19 @@ async def pass_through(
         request.route, body, call="chat", limit_s=policy.policy_s, idempotent=False, headers=headers
     )
     answer = policy.upstream.parse(reply.body)
-    usage = read_usage(answer)
+    exchange.usage = read_usage(answer)
     await exchange.respond(200, _renamed(reply.body, policy.settings.model), [JSON])
-    return usage
 
 
 async def stream_through(
     exchange: Exchange, request: CompletionRequest, policy: PolicyClient, headers: dict[str, str] | None
-) -> tuple[Usage, StreamTimes]:
+) -> StreamTimes:
     """Send the request on and each piece of the answer back as it comes."""
     body = _forwarded(request, policy.settings.model)
-    usage, times = Usage(), StreamTimes()
+    times = StreamTimes()
     async with policy.upstream.open_stream(request.route, body, call="chat", headers=headers) as events:
-        await _relay(exchange, request, policy.upstream, policy.settings.model, events, usage, times)
-    return usage, times
+        await _relay(exchange, request, policy.upstream, policy.settings.model, events, times)
+    return times
 
 
 async def _relay(
@@ -80,10 +59,10 @@ async def _relay(
     upstream: Upstream,
     model: str,
     events: EventStream,
-    usage: Usage,
     times: StreamTimes,
 ) -> None:
     is_done = False
+    usage = exchange.usage
     async for chunk in events.chunks():
         if not times.first_s:
             times.first_s = time.perf_counter()
@@ -91,6 +70,10 @@ async def _relay(
         # A usage chunk that only we asked for is taken out; chunks without one go on unread.
         if b'"usage"' in chunk:
             chunk = _without_usage(chunk, usage, keep=request.include_usage)
+        elif usage.prompt_tokens == 0:
+            # Until the policy has told the exact numbers: an event is a token or more. A client that leaves before
+            # has used these.
+            usage.completion_tokens += chunk.count(b"data: {")
         is_done = is_done or b"data: [DONE]" in chunk
         if chunk:
             await exchange.send_bytes(_renamed(chunk, model))

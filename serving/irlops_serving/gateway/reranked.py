@@ -13,8 +13,7 @@ from irlops_serving.gateway.backends import Backends
 from irlops_serving.gateway.best_of_n import Plan, Progress, sample_best_of_n
 from irlops_serving.gateway.choosing import NEEDS_REWARDS, Choice, Chooser
 from irlops_serving.gateway.errors import invalid_request
-from irlops_serving.gateway.exchange import Exchange
-from irlops_serving.gateway.passthrough import Usage
+from irlops_serving.gateway.exchange import Exchange, Usage
 from irlops_serving.gateway.policy import (
     CHAT,
     STREAM_INTERVAL,
@@ -120,17 +119,21 @@ async def rerank(
     plan: Plan,
     backends: Backends,
     chooser: Chooser,
+    usage: Usage,
     events: asyncio.Queue[dict[str, Any]] | None = None,
 ) -> Reranked:
-    """Sample, score and choose; progress goes into ``events``."""
+    """Sample, score and choose; progress goes into ``events``, and tokens into ``usage`` however it ends."""
     sampling = make_sampling(request, plan, backends)
     reporter = _Reporter(request, chooser, sampling, events)
     scorer = OverlappedScorer(backends.critic, reporter.scored)
     reporter.rewards = scorer.rewards
-    outcome = await sample_best_of_n(plan, sampling, backends.policy, scorer, chooser.is_settled, reporter.sampled)
+    try:
+        outcome = await sample_best_of_n(plan, sampling, backends.policy, scorer, chooser.is_settled, reporter.sampled)
+    finally:
+        usage.prompt_tokens, usage.completion_tokens = len(sampling.prompt_ids), sampling.num_tokens
     choice = await chooser.choose(outcome)
     result = choice.result(request.rerank, time.perf_counter() - plan.started_s)
-    return Reranked(choice, result, Usage(len(sampling.prompt_ids), sampling.num_tokens))
+    return Reranked(choice, result, usage)
 
 
 class _Reporter:
@@ -228,7 +231,7 @@ async def answer_whole(
     exchange: Exchange, request: CompletionRequest, backends: Backends, chooser: Chooser
 ) -> Reranked:
     """Answer a request that is not streamed."""
-    reranked = await rerank(request, chooser.plan, backends, chooser)
+    reranked = await rerank(request, chooser.plan, backends, chooser, exchange.usage)
     shape = Shape(request, exchange.request_id)
     await exchange.respond_json(shape.whole(reranked.choice.ranked[: request.n], reranked))
     return reranked
@@ -239,7 +242,7 @@ async def answer_stream(
 ) -> Reranked:
     """Answer with keep-alives and progress while candidates arrive, then the winner."""
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    work = asyncio.create_task(rerank(request, chooser.plan, backends, chooser, events))
+    work = asyncio.create_task(rerank(request, chooser.plan, backends, chooser, exchange.usage, events))
     shape = Shape(request, exchange.request_id)
     try:
         await _stream_progress(exchange, shape, work, events, keep_alive_s)

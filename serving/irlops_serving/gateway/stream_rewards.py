@@ -17,8 +17,7 @@ from irlops.contracts.rerank import StreamRewardsRequest
 from irlops_serving.gateway.backends import Backends
 from irlops_serving.gateway.critic import TokenizedSolution
 from irlops_serving.gateway.errors import ApiError, invalid_request
-from irlops_serving.gateway.exchange import Exchange
-from irlops_serving.gateway.passthrough import Usage
+from irlops_serving.gateway.exchange import Exchange, Usage
 from irlops_serving.gateway.policy import CHAT, Draft, Sampling
 from irlops_serving.gateway.requests import CompletionRequest
 from irlops_serving.gateway.steps import segment_steps, step_rewards, token_rewards
@@ -28,7 +27,7 @@ OURS = frozenset({"rewards", "n", "stream", "model"})
 
 async def stream_with_rewards(
     exchange: Exchange, request: CompletionRequest, wanted: StreamRewardsRequest, backends: Backends
-) -> Usage:
+) -> None:
     """Answer a ``policy`` stream with reward chunks between the text chunks.
 
     Raises:
@@ -42,8 +41,10 @@ async def stream_with_rewards(
         body["logprobs"] = True if request.route == CHAT else 1
     sampling = Sampling(request.route, body, stream_interval=1)
     writer = _Writer(exchange, request, wanted, backends, sampling)
-    await writer.run()
-    return Usage(len(sampling.prompt_ids), sampling.num_tokens)
+    try:
+        await writer.run()
+    finally:
+        exchange.usage = Usage(len(sampling.prompt_ids), sampling.num_tokens)
 
 
 class _Writer:

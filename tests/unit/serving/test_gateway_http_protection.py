@@ -97,6 +97,22 @@ async def test_tokens_beyond_the_budget_are_refused_from_the_next_request_on(tmp
     assert statuses == [200, 200, 429]
 
 
+@pytest.mark.parametrize("fields", [{"model": "policy"}, {"model": "policy", "rewards": {}}], ids=["plain", "rewards"])
+async def test_who_leaves_a_stream_early_has_used_the_tokens_it_was_sent(fields, tmp_path):
+    auth = _keys(tmp_path, tokens_per_minute=20)
+    async with rig({"solutions": [" ".join(["word"] * 500)], "token_delay_s": 0.005}, **auth) as r:
+        body = {"messages": QUESTION, "stream": True, **fields}
+        async with r.http.post(CHAT, json=body, headers=_bearer("k")) as answer:
+            seen = b""
+            while seen.count(b"word") < 40:
+                seen += await answer.content.readany()
+        await _eventually(lambda: r.policy.running == 0)
+        await _eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
+        status, refused = await r.post(CHAT, {"model": "policy", "messages": QUESTION}, headers=_bearer("k"))
+    # 40 tokens or more against a budget of 20.
+    assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
 async def test_one_callers_budget_is_not_anothers(tmp_path):
     path = tmp_path / "keys.yaml"
     keys = [{"name": name, "sha256": hash_key(name), "requests_per_minute": 1} for name in ("a", "b")]
