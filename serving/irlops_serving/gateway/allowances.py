@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
+from irlops.errors import ConfigError
 from irlops_serving.gateway.callers import Caller
-from irlops_serving.gateway.errors import ApiError, rate_limited
+from irlops_serving.gateway.errors import ApiError, budgets_unavailable, rate_limited
 from irlops_serving.gateway.exchange import Headers
+from irlops_serving.gateway.logs import logger
 from irlops_serving.gateway.settings import LimitSettings
 
 SHARES_OF_A_BUDGET = 100
 # What the library said about a budget is asked again after this long, whatever was used meanwhile.
 STATE_IS_FRESH_S = 0.5
+# A shared store that answers later than this is as good as away: requests wait for it.
+STORE_LIMIT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -67,10 +72,8 @@ class Allowances:
     """
 
     def __init__(self, settings: LimitSettings) -> None:
-        storage = storage_from_string(settings.storage_url)
-        assert isinstance(storage, Storage), "storage_url names an async storage"
         # A sliding window has no minute boundary at which twice the budget passes.
-        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._limiter = SlidingWindowCounterRateLimiter(open_store(settings.storage_url))
         self._requests, self._tokens = settings.requests_per_minute, settings.tokens_per_minute
         self._accounts: dict[tuple[str, str, int], _Account] = {}
 
@@ -78,8 +81,15 @@ class Allowances:
         """Count one request; returns OpenAI's ``x-ratelimit-*`` headers.
 
         Raises:
-            ApiError: 429 with the seconds to wait when either budget is spent.
+            ApiError: 429 with the seconds to wait when either budget is spent; 503 when a shared store is away.
         """
+        try:
+            return await self._admit(caller)
+        except StorageError as error:
+            logger.error("budgets_not_read", error=str(error))
+            raise budgets_unavailable() from error
+
+    async def _admit(self, caller: Caller) -> Headers:
         headers: Headers = []
         if limit := caller.tokens_per_minute or self._tokens:
             account = self._account("tokens", caller, limit)
@@ -103,14 +113,24 @@ class Allowances:
             return
         account = self._account("tokens", caller, limit)
         account.credit -= num_tokens
-        if -account.credit >= account.share:
-            owed, account.credit = -account.credit, 0
-            # The library refuses, and does not count, what goes beyond the limit; then what is left is spent.
-            if not await self._limiter.hit(account.item, account.kind, account.caller, cost=owed):
-                await self._ask(account)
-                if account.remaining > 0:
-                    await self._limiter.hit(account.item, account.kind, account.caller, cost=account.remaining)
+        owed = -account.credit
+        if owed < account.share:
+            return
+        account.credit = 0
+        try:
+            await self._settle(account, owed)
+        except StorageError as error:
+            # The answer was given; the next charge tells the store of these, too.
+            account.credit -= owed
+            logger.error("budgets_not_written", error=str(error))
+
+    async def _settle(self, account: _Account, owed: int) -> None:
+        # The library refuses, and does not count, what goes beyond the limit; then what is left is spent.
+        if not await self._limiter.hit(account.item, account.kind, account.caller, cost=owed):
             await self._ask(account)
+            if account.remaining > 0:
+                await self._limiter.hit(account.item, account.kind, account.caller, cost=account.remaining)
+        await self._ask(account)
 
     async def _take_share(self, account: _Account) -> bool:
         for share in (account.share, 1):
@@ -134,3 +154,23 @@ class Allowances:
             account = _Account(kind, caller.name, limit, RateLimitItemPerMinute(limit), share)
             self._accounts[key] = account
         return account
+
+
+def open_store(url: str) -> Storage:
+    """The store that ``limits.storage_url`` names; connected to at the first request.
+
+    Raises:
+        ConfigError: no such kind of store, or its client is not installed.
+    """
+    is_redis = url.partition("://")[0].startswith("async+redis")
+    limits_s = {"socket_timeout": STORE_LIMIT_S, "socket_connect_timeout": STORE_LIMIT_S}
+    options = {"implementation": "redispy", **limits_s} if is_redis else {}
+    try:
+        storage = storage_from_string(url, wrap_exceptions=True, **options)
+    except ConfigurationError as error:
+        raise ConfigError(
+            f"limits.storage_url can't be used ({error}). Name async+memory:// or async+redis://…."
+        ) from None
+    if not isinstance(storage, Storage):
+        raise ConfigError("limits.storage_url names a store that would block. Put 'async+' before its scheme.")
+    return storage

@@ -122,6 +122,12 @@ def overloaded(message: str, retry_after_s: float) -> ApiError:
     return _error(message, status=503, type="service_unavailable", code="overloaded", retry_after_s=retry_after_s)
 
 
+def budgets_unavailable() -> ApiError:
+    """503: the store that all gateways count budgets in does not answer. Refused, for nobody knows what is left."""
+    message = "The store of the budgets does not answer. Try again in a moment."
+    return _error(message, status=503, type="service_unavailable", code="budgets_unavailable", retry_after_s=1.0)
+
+
 def upstream_unavailable(upstream: str, retry_after_s: float = 1.0) -> ApiError:
     """503 that names which server does not answer."""
     message = f"The {upstream} server does not answer. Try again in {max(1, math.ceil(retry_after_s))} s."

@@ -1,7 +1,14 @@
 """Budgets of callers."""
 
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+
 import pytest
 
+from irlops.errors import ConfigError
 from irlops_serving.gateway.allowances import Allowances
 from irlops_serving.gateway.callers import Caller
 from irlops_serving.gateway.errors import ApiError
@@ -72,3 +79,54 @@ async def test_what_is_left_is_said_in_openais_headers():
 async def test_without_budgets_nothing_is_counted():
     allowances = Allowances(LimitSettings())
     assert await allowances.admit(Caller("a")) == []
+
+
+@pytest.fixture
+def redis_url(tmp_path):
+    """A real Redis on a free port."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.02)
+        yield f"async+redis://127.0.0.1:{port}/0"
+        server.terminate()
+
+
+async def test_two_gateways_share_a_budget_through_redis(redis_url):
+    one, other = (Allowances(LimitSettings(storage_url=redis_url, requests_per_minute=3)) for _ in range(2))
+    caller = Caller("a")
+    await one.admit(caller)
+    await other.admit(caller)
+    await one.admit(caller)
+    with pytest.raises(ApiError, match="used its 3 requests") as refused:
+        await other.admit(caller)
+    assert refused.value.status == 429
+
+
+async def test_a_store_that_is_away_refuses_requests_and_keeps_what_is_owed():
+    away = Allowances(LimitSettings(storage_url="async+redis://127.0.0.1:9/0", tokens_per_minute=100))
+    caller = Caller("a")
+    await away.charge(caller, 60)
+    with pytest.raises(ApiError, match="does not answer") as refused:
+        await away.admit(caller)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (503, "budgets_unavailable", 1.0)
+    (account,) = away._accounts.values()
+    assert account.credit == -60
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [("memory://", "would block"), ("nonsense://", "unknown storage scheme")],
+    ids=["not async", "unknown"],
+)
+def test_a_store_that_cannot_be_used_is_said_at_the_start(url, why):
+    with pytest.raises(ConfigError, match=why):
+        Allowances(LimitSettings(storage_url=url))
