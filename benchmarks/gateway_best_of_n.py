@@ -1,8 +1,10 @@
 """Best of 16 from end to end, compared with the same 16 samples of the policy alone.
 
-    python -m benchmarks.gateway_best_of_n [--pair DIR] [--backend vllm] [--questions 6] [--rounds 15] [--at-once 1]
+    python -m benchmarks.gateway_best_of_n [--pair DIR | --smollm2] [--backend vllm] [--questions 6] [--rounds 15] [--at-once 1]
 
 ``DIR`` holds ``policy/`` and ``critic/`` (a finished run's folder); without one a tiny pair is trained for two minutes, once.
+``--smollm2`` takes the base weights of the preset smollm2-135m and a critic of the same size whose head nobody has trained:
+as slow as a trained pair, and good for nothing else.
 The policy writes the very same candidates on both sides: a request's seed fixes them. The two sides take turns on the
 same cores; the ratio counts.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway_support import print_table
-from benchmarks.training_support import short_pair
+from benchmarks.training_support import STATE_DIR, short_pair
 
 NUM_CANDIDATES = 16
 WANTED_RATIO = 1.2
@@ -69,11 +71,26 @@ def _served(pair: Path, backend: Any, critic_backend: Any) -> Iterator[tuple[str
         yield servers.urls.policy, servers.urls.gateway
 
 
+def _untrained_smollm2() -> Path:
+    """A pair of the preset's sizes, made once."""
+    from irlops_jobs.models.load import load_policy, load_tokenizer, new_critic
+    from irlops_jobs.models.presets import SMOLLM2_135M
+    from irlops_jobs.models.save import save_model
+
+    folder, cache = STATE_DIR / "smollm2-untrained", STATE_DIR / "cache"
+    if not (folder / "critic").exists():
+        tokenizer = load_tokenizer(SMOLLM2_135M, cache_dir=cache)
+        save_model(load_policy(SMOLLM2_135M, cache_dir=cache), tokenizer, folder / "policy")
+        save_model(new_critic(SMOLLM2_135M, cache_dir=cache, seed=0), tokenizer, folder / "critic")
+    return folder
+
+
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--pair", type=Path, help="folder with policy/ and critic/")
+    where.add_argument("--smollm2", action="store_true", help="an untrained pair of smollm2-135m's size")
     where.add_argument("--urls", nargs=2, metavar=("POLICY", "GATEWAY"), help="servers of a pair that runs already")
     parser.add_argument("--backend", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--critic-backend", choices=["kserve", "vllm"], default="kserve")
@@ -83,7 +100,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     options = parser.parse_args()
     served = contextlib.nullcontext(options.urls) if options.urls else None
-    with served or _served(options.pair or short_pair(), options.backend, options.critic_backend) as (policy, gateway):
+    pair = _untrained_smollm2 if options.smollm2 else lambda: options.pair or short_pair()
+    with served or _served(pair(), options.backend, options.critic_backend) as (policy, gateway):
         _report(_measure(policy, gateway, options), options)
 
 

@@ -6,7 +6,6 @@ import time
 import pytest
 from aiohttp import web
 
-from irlops_serving.gateway import scoring
 from support.gateway_rig import QUESTION, RIGHT, WRONG, rig
 
 # The stub critic rewards the word "4" with 1 and every other with 0; both solutions have seven words.
@@ -154,14 +153,12 @@ async def test_finished_candidates_are_scored_while_others_are_still_written():
 
 
 async def test_candidates_are_scored_in_few_calls_each_of_half_of_those_that_are_left(monkeypatch):
-    # However slow this machine is, a batch is complete before it is due.
-    monkeypatch.setattr(scoring, "GATHER_AT_MOST_S", 30.0)
+    monkeypatch.setattr("irlops_serving.gateway.scoring.GATHER_AT_MOST_S", 30.0)  # however slow this machine is
     solutions = [" ".join(["word"] * length) + " #### 4" for length in range(1, 9)]
     async with rig({"solutions": solutions, "token_delay_s": 0.005}) as r:
         await r.rerank(candidates=8, selector="reward")
     sizes = [len(call) for call in r.critic.calls]
-    # Four wait while four are written, then two while two are, then one while one is, then the last: 4 + 2 + 1 + 1. A call
-    # that takes longer leaves more to the next.
+    # Half of those that are left each time: 4 + 2 + 1 + 1. A call that takes longer leaves more to the next.
     assert (sizes[0] >= 4, sum(sizes), len(sizes) <= 4) == (True, 8, True)
 
 
