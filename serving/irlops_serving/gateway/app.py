@@ -14,6 +14,7 @@ from irlops_serving.gateway.allowances import Allowances
 from irlops_serving.gateway.auth import Authenticator
 from irlops_serving.gateway.backends import Backends, Pairs
 from irlops_serving.gateway.callers import Caller
+from irlops_serving.gateway.certificate import ServedCertificate
 from irlops_serving.gateway.errors import ApiError, ClientGone, internal, unknown_route, wrong_method
 from irlops_serving.gateway.exchange import CancelWhenGone, Exchange, Receive, Scope, Send, Usage
 from irlops_serving.gateway.logs import logger
@@ -45,6 +46,8 @@ class Gateway:
         self.settings, self.metrics = settings, Metrics()
         self.tracer = tracer or make_tracer(settings.otlp_endpoint)
         self.draining = False
+        self.certificate: ServedCertificate | None = None
+        """Set by the server that speaks TLS."""
         self._authenticator = Authenticator(settings.auth, self.metrics)
         self._allowances = Allowances(settings.limits)
         limits = settings.limits
@@ -91,7 +94,7 @@ class Gateway:
         return Backends(settings, self.metrics, self.tracer)
 
     def reload_now(self) -> None:
-        """Look at the key file and the config file without waiting."""
+        """Look at the key file, the certificate and the config file without waiting."""
         self._reloader.look()
 
     def reload_keys(self) -> None:

@@ -1,4 +1,4 @@
-"""Watches the key file, the config file and the two servers while the gateway runs."""
+"""Watches the key file, the certificate, the config file and the two servers while the gateway runs."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ class Reloader:
             self._gateway.metrics.tasks.set(len(asyncio.all_tasks()))
 
     def look(self) -> None:
-        """Look at both files now (also on SIGHUP)."""
+        """Look at every file now (also on SIGHUP)."""
         self._gateway.reload_keys()
+        if self._gateway.certificate is not None:
+            self._gateway.certificate.reload_if_changed()
         self.reload_pair_if_changed()
 
     def reload_pair_if_changed(self) -> None:
@@ -68,7 +70,9 @@ class Reloader:
 
     def _apply(self, settings: GatewaySettings) -> None:
         if settings.model_dump(exclude={"pair"}) != self._gateway.settings.model_dump(exclude={"pair"}):
-            logger.warning("restart_needed", reason="only the pair section and the key file are reloaded while running")
+            logger.warning(
+                "restart_needed", reason="only the pair section, keys and certificate are reloaded while running"
+            )
         if settings.pair == self._wanted:
             return
         following = self._gateway.new_backends(settings)

@@ -18,6 +18,7 @@ import uvloop
 
 from irlops.errors import ConfigError
 from irlops_serving.gateway.app import Gateway
+from irlops_serving.gateway.certificate import ServedCertificate
 from irlops_serving.gateway.cors import with_cors
 from irlops_serving.gateway.logs import configure_logs, logger
 from irlops_serving.gateway.protocol import guarded
@@ -53,6 +54,9 @@ class DrainingServer(uvicorn.Server):
         """Begin to accept, then say so."""
         await super().startup(sockets)
         settings = self._gateway.settings
+        if self.config.ssl is not None and settings.tls_cert_file and settings.tls_key_file:
+            files = settings.tls_cert_file, settings.tls_key_file
+            self._gateway.certificate = ServedCertificate(self.config.ssl, *files, self._gateway.metrics)
         for listening in sockets or ():
             host, port = listening.getsockname()[:2]
             url = f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

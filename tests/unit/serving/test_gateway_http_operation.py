@@ -225,6 +225,22 @@ async def test_the_gateway_speaks_tls_from_files(certificate_and_key):
             assert answer.status == 200
 
 
+async def test_a_renewed_certificate_is_shown_without_a_restart_and_a_torn_one_never(tmp_path):
+    certificate, key = self_signed(tmp_path)
+
+    async def shown():
+        return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+
+    async with rig(tls_cert_file=certificate, tls_key_file=key) as r:
+        port, first = int(r.url.rpartition(":")[2]), certificate.read_text()
+        key.write_text("half of a pair")
+        r.gateway.reload_now()
+        assert await shown() == first
+        self_signed(tmp_path)
+        assert certificate.read_text() != first
+        await _eventually(shown, certificate.read_text())
+
+
 async def test_an_error_of_ours_is_answered_without_its_details_and_logged_with_them(capfd):
     async with rig() as r:
         r.gateway._allowances = None  # the nearest thing to a bug of our own
