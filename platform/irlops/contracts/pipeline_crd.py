@@ -118,9 +118,11 @@ def _convert(schema: Schema, definitions: dict[str, Schema]) -> Schema:
         result["enum"] = [result.pop("const")]
     _lower_bounds(result)
     if "properties" in schema:
-        if "default" in result:
-            result["default"] = {}  # the fields' own defaults fill it
         result["properties"] = {name: _convert(part, definitions) for name, part in schema["properties"].items()}
+        if "default" in result:
+            # Written out: an API server holds a default to the rules beside it before it fills in the defaults inside.
+            parts: dict[str, Schema] = result["properties"]
+            result["default"] = {name: part["default"] for name, part in parts.items() if "default" in part}
     if "items" in schema:
         result["items"] = _convert(schema["items"], definitions)
     values = schema.get("additionalProperties")
