@@ -1,8 +1,8 @@
 """A Kubernetes API in memory, as far as the operator can tell the difference.
 
 It has what level-triggered code leans on: server-side apply with field ownership, resourceVersions that move only with a
-change, generations that move only with a spec, status as a subresource, conflicts, label selectors, garbage collection by
-owner, watches. It admits everything: schemas are checked by the tests that want to.
+change, generations that move only with a spec, status as a subresource, conflicts, label selectors, finalizers, garbage
+collection by owner, watches. It admits everything: schemas are checked by the tests that want to.
 """
 
 from __future__ import annotations
@@ -67,12 +67,23 @@ class KubeApi:
         self._store(key, self.objects[key], body, is_status=True)
 
     def remove(self, kind: str, name: str) -> None:
+        """Gone, whatever its finalizers say: what their owners do in the end."""
         body = self.objects.pop((kind, name))
         self._tell("DELETED", body)
         uid = body["metadata"]["uid"]
         for (other, child), each in list(self.objects.items()):
             if any(owner["uid"] == uid for owner in each["metadata"].get("ownerReferences", [])):
-                self.remove(other, child)
+                self._take_away(other, child)
+
+    def _take_away(self, kind: str, name: str) -> None:
+        """A deletion: with finalizers the object stays, marked, until their owners let go."""
+        body = self.objects[kind, name]
+        if not body["metadata"].get("finalizers"):
+            self.remove(kind, name)
+        elif "deletionTimestamp" not in body["metadata"]:
+            marked = _copy(body)
+            marked["metadata"]["deletionTimestamp"] = "2026-11-23T11:00:00Z"
+            self._store((kind, name), body, marked, is_status=False)
 
     def writes(self) -> list[Call]:
         return [call for call in self.calls if call[0] not in ("get", "list", "watch")]
@@ -143,7 +154,7 @@ class KubeApi:
     def _delete(self, kind: str, name: str, *_: Any) -> Answer:
         if (kind, name) not in self.objects:
             return _refusal(404, f"{kind} {name} not found")
-        self.remove(kind, name)
+        self._take_away(kind, name)
         return Answer(200, {})
 
     def _patch(

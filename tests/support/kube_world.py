@@ -189,7 +189,12 @@ class World:
         for name, job in self.api.of_kind("PyTorchJob").items():
             if not job["spec"]["runPolicy"].get("suspend"):
                 self._play_job(name, job)
-        for name in self.api.of_kind("InferenceService"):
+        for name, body in self.api.of_kind("InferenceService").items():
+            if "deletionTimestamp" in body["metadata"]:
+                self.api.remove("InferenceService", name)
+                continue
+            if "finalizers" not in body["metadata"]:
+                self.api.put(body | {"metadata": body["metadata"] | {"finalizers": ["inferenceservice.finalizers"]}})
             ready = "False" if name in self.unready else "True"
             condition = {"type": "Ready", "status": ready, "reason": "Loading", "message": "no GPU is free"}
             self.api.set_status("InferenceService", name, {"conditions": [condition]})

@@ -23,8 +23,8 @@ from irlops.contracts.pipeline import (
 from irlops.errors import ManifestError
 from irlops.operator.conditions import READY, REGISTRY, SERVING, condition, find, replaced, written
 from irlops.operator.names import run_id, versions_label
-from irlops.operator.observed import Action, Decision, Delete, MoveAlias, Observed, RegisteredPair, Tell
-from irlops.operator.rollout import Rollout, roll_out
+from irlops.operator.observed import Action, Decision, MoveAlias, Observed, RegisteredPair, Tell
+from irlops.operator.rollout import Rollout, deletions, roll_out
 from irlops.operator.training import Progress, advance, decision_on
 
 MAX_ENTRY_MESSAGE = 1000
@@ -221,8 +221,7 @@ def _decide(
         history = _recorded(history, _rollout_entry(o, history, rollout.outcome))
     phase, reason, message, is_ready = _summary(o, spec, verdict, rollout, history)
     # Nothing of a pair is left standing once the spec no longer asks for it to be served.
-    unwanted = tuple(Delete("InferenceService", each["metadata"]["name"]) for each in o.services)
-    actions = (*verdict.actions, *(rollout.actions if rollout else unwanted))
+    actions = (*verdict.actions, *(rollout.actions if rollout else deletions(o.services)))
     waits = [wait for wait in (verdict.look_again_s, rollout.look_again_s if rollout else None) if wait is not None]
     following = status.model_copy(
         update={

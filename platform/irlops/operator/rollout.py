@@ -23,6 +23,7 @@ from irlops.operator.serving import (
     ROLES,
     check_servable,
     inference_service,
+    is_leaving,
     is_ready,
     pair_config,
     service_versions,
@@ -126,7 +127,7 @@ class _Move:
         left_s = self.serving.rollout.timeout_seconds - (self.o.now - began).total_seconds()
         actions: list[Action] = [*self._clear_except(target, self.good)]
         if self._stops_first() and (old := self._services_of(self.good)):
-            actions += [Delete("InferenceService", each["metadata"]["name"]) for each in old]
+            actions += deletions(old)
             message = f"The servers of {versions_label(self.good)} stop to make room for {versions_label(target)}."
             return self._under_way(target, None, "StoppingFirst", message, actions, look_again_s=LOOK_S)
         actions += self._ensure(pair)
@@ -270,7 +271,10 @@ class _Move:
             return []
         wanted = [inference_service(self.o.pipeline, self.spec, pair, role, self.settings) for role in ROLES]
         there = {each["metadata"]["name"]: each for each in self.o.services}
-        return [Apply(each) for each in wanted if _digest(there.get(each["metadata"]["name"])) != _digest(each)]
+        # What is leaving can't be kept by writing to it: it is made anew once it is gone.
+        leaving = {name for name, each in there.items() if is_leaving(each)}
+        free = [each for each in wanted if each["metadata"]["name"] not in leaving]
+        return [Apply(each) for each in free if _digest(there.get(each["metadata"]["name"])) != _digest(each)]
 
     def _point_gateway_at(self, pair: RegisteredPair | None) -> list[Action]:
         if pair is None:
@@ -283,8 +287,7 @@ class _Move:
         return [each for each in self.o.services if versions is not None and service_versions(each) == versions]
 
     def _clear_except(self, *kept: PairVersions | None) -> list[Action]:
-        stale = [each for each in self.o.services if service_versions(each) not in kept]
-        return [Delete("InferenceService", each["metadata"]["name"]) for each in stale]
+        return deletions([each for each in self.o.services if service_versions(each) not in kept])
 
     def _stops_first(self) -> bool:
         return self.serving.rollout.strategy == "InPlace" and self.good is not None
@@ -299,6 +302,8 @@ class _Move:
             service = there.get(service_name(name, role, version))
             if service is None:
                 reasons.append(f"the {role}'s InferenceService isn't there yet")
+            elif is_leaving(service):
+                reasons.append(f"the {role}'s earlier InferenceService is still being deleted")
             elif not is_ready(service):
                 reasons.append(f"the {role} isn't ready ({why_not_ready(service)})")
         return "; ".join(reasons)
@@ -315,6 +320,11 @@ _NO_KSERVE = (
     "This cluster has no InferenceServices, so nothing can be served. Install KServe 0.20 or newer "
     "(docs/guides/install-on-kind.md, step 2), or remove spec.serving. It is looked for again every minute."
 )
+
+
+def deletions(services: Sequence[Body]) -> list[Action]:
+    """What takes these InferenceServices away; those on their way out are not asked again."""
+    return [Delete("InferenceService", each["metadata"]["name"]) for each in services if not is_leaving(each)]
 
 
 def _digest(service: Body | None) -> str | None:

@@ -195,6 +195,11 @@ def service_versions(service: Mapping[str, Any]) -> PairVersions | None:
     return PairVersions(policy_version=policy, critic_version=critic) if policy and critic else None
 
 
+def is_leaving(service: Mapping[str, Any]) -> bool:
+    """Deleted, and there until KServe's finalizer lets go; its last status still says that it is ready."""
+    return "deletionTimestamp" in service["metadata"]
+
+
 def is_ready(service: Mapping[str, Any]) -> bool:
     """Whether KServe says so. Its observedGeneration is the Deployment's, not its own, so it is not compared."""
     conditions = service.get("status", {}).get("conditions", [])

@@ -262,6 +262,7 @@ async def test_a_roll_out_is_taken_back_even_while_mlflow_is_down_and_the_alias_
     serving.now += timedelta(seconds=601)
     for _ in range(3):
         await serving.look()
+        serving.others_act()
     assert serving.status()["phase"] == "RolledBack"
     assert sorted(serving.api.of_kind("InferenceService")) == ["tiny-critic-v1", "tiny-policy-v1"]
     assert serving.registry.alias == {"champion": 2}

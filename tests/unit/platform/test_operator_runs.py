@@ -147,6 +147,32 @@ async def test_in_place_the_old_pair_stops_before_the_new_one_starts(world):
     assert world.status()["pairs"]["serving"]["policyVersion"] == "2"
 
 
+async def test_servers_that_kserve_is_still_taking_away_count_as_gone_and_are_asked_once_to_go(world):
+    world.api.put(pipeline(serving={"rollout": {"strategy": "InPlace", "healthCheckSeconds": 0}}))
+    await world.run()
+    body = world.api.objects["ReasoningPipeline", "tiny"]
+    world.api.put(body | {"spec": body["spec"] | {"data": {"name": "arithmetic", "seed": 7}}})
+    await until_stopping(world)
+    num_writes = len(world.api.writes())
+    await world.look()
+    # No deletion again, and no new server beside a leaving one: the status tells of it, once.
+    assert world.api.writes()[num_writes:] == [("patch", "irlops.dev/reasoningpipelines", "status")]
+    assert world.reason(kind="Serving") == "StoppingFirst"  # although both still carry Ready=True
+    world.others_act()
+    await world.look()
+    assert sorted(world.api.of_kind("InferenceService")) == ["tiny-critic-v2", "tiny-policy-v2"]
+
+
+async def until_stopping(world):
+    """The old pair's servers are marked as deleted, and KServe hasn't let go of them."""
+    for _ in range(60):
+        await world.look()
+        if any("deletionTimestamp" in each["metadata"] for each in world.api.of_kind("InferenceService").values()):
+            return
+        world.others_act()
+    raise AssertionError(world.status())
+
+
 async def test_a_deleted_inference_service_comes_back(world):
     world.api.put(pipeline())
     await world.run()
@@ -159,6 +185,7 @@ async def test_deleting_a_pipeline_takes_everything_but_the_weights_with_it(worl
     world.api.put(pipeline())
     await world.run()
     world.api.remove("ReasoningPipeline", "tiny")
+    world.others_act()
     kinds = {kind for kind, _ in world.api.objects}
     assert kinds == {"ConfigMap", "PersistentVolumeClaim", "Event"}
     assert list(world.api.of_kind("ConfigMap")) == ["irlops-gateway-pair"]  # the chart's
