@@ -52,6 +52,17 @@ async def test_from_a_finished_job_to_the_started_evaluation_it_takes_less_than_
         assert await until(lambda: "evaluation" in stages(api)) < 5
 
 
+async def test_an_operator_that_is_there_before_its_custom_resource_waits_for_it(api, tmp_path):
+    api.kinds.discard("ReasoningPipeline")
+    async with running_operator(api, tmp_path) as operator:
+        await until(lambda: ("list", "irlops.dev/reasoningpipelines", "") in api.calls, 60)
+        assert await operator.is_healthy()
+        api.kinds.add("ReasoningPipeline")
+        api.put(pipeline())
+        await until(lambda: "sft" in stages(api))
+        assert operator.process.returncode is None
+
+
 async def test_the_operator_is_watched_and_leaves_the_lease_behind_when_told_to_go(api, tmp_path):
     api.put(pipeline())
     async with running_operator(api, tmp_path) as operator:

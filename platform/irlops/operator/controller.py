@@ -17,7 +17,15 @@ from typing import Any
 
 import kopf
 
-from irlops.cluster.api import INFERENCESERVICE, PIPELINE, PYTORCHJOB, ApiUnavailableError, KubernetesApi, Resource
+from irlops.cluster.api import (
+    INFERENCESERVICE,
+    PIPELINE,
+    PYTORCHJOB,
+    ApiMissingError,
+    ApiUnavailableError,
+    KubernetesApi,
+    Resource,
+)
 from irlops.contracts.operator import PIPELINE_LABEL, OperatorSettings
 from irlops.errors import PairError, RetryableError
 from irlops.operator.metrics import OperatorMetrics
@@ -88,8 +96,9 @@ class Controller:
         while True:
             try:
                 found = await self._api.list(PIPELINE, {})
-            except ApiUnavailableError as error:
-                _log.warning("%s", error)
+            except (ApiMissingError, ApiUnavailableError) as error:
+                hint = "Waiting for: helm install irlops-crds charts/irlops-crds" if error.status == 404 else ""
+                _log.warning("%s %s", error, hint)
                 await asyncio.sleep(LIST_AGAIN_S)
                 continue
             for body in found:

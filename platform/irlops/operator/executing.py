@@ -13,6 +13,8 @@ from irlops.operator.observed import Action, Apply, Decision, Delete, Merge, Mov
 from irlops.operator.registry import Registry
 
 REPORTER = "irlops-operator"
+_KEYED = {"conditions": "type", "gates": "metric"}
+"""Lists of the status that server-side apply merges by a key."""
 
 
 class Mover(Protocol):
@@ -48,7 +50,7 @@ async def execute(
 
 async def write_status(status: Mapping[str, Any], pipeline: Mapping[str, Any], api: KubernetesApi) -> bool:
     """Replace the status, unless it says the same already."""
-    if status == (pipeline.get("status") or {}):
+    if _in_order(status) == _in_order(pipeline.get("status") or {}):
         return False
     metadata = pipeline["metadata"]
     body = {
@@ -60,6 +62,12 @@ async def write_status(status: Mapping[str, Any], pipeline: Mapping[str, Any], a
     }
     await api.apply_status(body)
     return True
+
+
+def _in_order(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The order of lists that are merged by a key is the API server's: an order of its own must not be written for ever."""
+    ordered = {name: sorted(status[name], key=lambda each: each[key]) for name, key in _KEYED.items() if name in status}
+    return {**status, **ordered}
 
 
 async def _do(

@@ -197,6 +197,9 @@ def _pod_template(
         "containers": [_container(pipeline, spec, stage, run, settings)],
         "volumes": _volumes(name, spec, stage, run),
     }
+    if spec.job_template.priority_class_name:
+        # The scheduling policy's class means something to gang schedulers only.
+        pod["priorityClassName"] = spec.job_template.priority_class_name
     if settings.job_image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in settings.job_image_pull_secrets]
     rendered = {"metadata": {"labels": labels}, "spec": pod}

@@ -33,11 +33,13 @@ def run_id(pipeline: Mapping[str, Any], spec: PipelineSpec) -> str:
     """The run that this spec asks for: another one as soon as anything changes that would teach something else.
 
     Gates, serving, resources and retries are left out: a changed gate judges the pair that is there. The uid is part of
-    it, so a pipeline that is deleted and made again never goes on in its predecessor's folders.
+    it, so a pipeline that is deleted and made again never goes on in its predecessor's folders. What is left at its default
+    isn't, so a release that adds a field doesn't train every pipeline anew.
 
     Example: ``tiny-4f2a1`` for the pipeline ``tiny``.
     """
-    learned = spec.model_dump(mode="json", include={"data", "base_models", "stages", "evaluation"})
+    parts = {"data", "base_models", "stages", "evaluation"}
+    learned = spec.model_dump(mode="json", include=parts, exclude_defaults=True)
     for stage in learned["stages"]:
         stage.pop("replicas", None)
     metadata = pipeline["metadata"]

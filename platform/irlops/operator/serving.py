@@ -101,6 +101,9 @@ def inference_service(
         "spec": {"predictor": _predictor(spec, pair, role, half, labels, settings)},
     }
     body["metadata"]["annotations"][APPLIED_ANNOTATION] = digest_of(body)
+    # KServe copies annotations into the pods, the predictor's over the service's. Without one that stays, a changed number
+    # of replicas would change every pod's annotation and so start all of them anew.
+    body["spec"]["predictor"].setdefault("annotations", {})[APPLIED_ANNOTATION] = "see the InferenceService"
     return body
 
 

@@ -104,6 +104,12 @@ async def test_every_mount_has_its_volume_and_the_users_are_added(world):
         assert environment["HOME"] == "/var/lib/irlops"  # the user's wins
 
 
+async def test_the_priority_class_reaches_the_pods_with_and_without_a_gang_scheduler(world):
+    for body in of_kind(world, "PyTorchJob"):
+        assert body["spec"]["runPolicy"]["schedulingPolicy"] == {"priorityClass": "low"}
+        assert body["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["priorityClassName"] == "low"
+
+
 async def test_job_files_are_job_files(world):
     files = [body["data"]["job.yaml"] for body in of_kind(world, "ConfigMap") if "job.yaml" in body["data"]]
     kinds = [parse_job(yaml.safe_load(text), origin="the job file").kind for text in files]

@@ -49,6 +49,16 @@ async def test_a_finished_pipeline_is_never_written_again(world):
     assert world.api.writes() == []
 
 
+async def test_an_api_server_that_keeps_conditions_in_an_order_of_its_own_is_not_written_to_for_ever(world):
+    world.api.put(pipeline())
+    status = await world.run()
+    assert len(status["conditions"]) >= 2
+    world.api.set_status("ReasoningPipeline", "tiny", status | {"conditions": status["conditions"][::-1]})
+    num_writes = len(world.api.writes())
+    await world.look()
+    assert len(world.api.writes()) == num_writes
+
+
 async def test_each_stage_starts_in_the_look_that_sees_the_one_before_succeed(world):
     world.api.put(pipeline())
     await world.look()
@@ -101,6 +111,20 @@ async def test_a_change_of_resources_trains_nothing_again(world):
     world.api.put(body | {"spec": body["spec"] | {"jobTemplate": template}})
     await world.run()
     assert len(world.registry.pairs) == 1
+
+
+async def test_another_number_of_servers_starts_no_pod_anew(world):
+    body = world.api.put(pipeline(serving={"rollout": {"healthCheckSeconds": 0}}))
+    await world.run()
+    before = world.api.objects["InferenceService", "tiny-policy-v1"]
+    serving = body["spec"]["serving"] | {"policy": {"autoscaling": {"maxReplicas": 3}}}
+    world.api.put(world.api.objects["ReasoningPipeline", "tiny"] | {"spec": body["spec"] | {"serving": serving}})
+    await world.run()
+    after = world.api.objects["InferenceService", "tiny-policy-v1"]
+    digest = "irlops.dev/applied"
+    assert after["metadata"]["annotations"][digest] != before["metadata"]["annotations"][digest]
+    # What KServe copies into pods: the predictor's annotations, over those of the service.
+    assert after["spec"]["predictor"] == before["spec"]["predictor"] | {"maxReplicas": 3}
 
 
 async def test_an_alias_moved_in_the_registry_is_rolled_out(world):
