@@ -17,7 +17,7 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test lint format bench playground clean
+.PHONY: help install lock demo test test-cluster lint format bench playground clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ demo: install ## The whole loop on this machine, in minutes; DEMO_ARGS="--seed 7
 
 test: lint ## Lint, then all tests, quick ones first; PYTEST_ARGS="tests/unit -k gateway" passes options on
 	@$(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+
+test-cluster: install ## Charts, manifests and operator on the cluster of KUBECONFIG, in namespaces of their own (needs kubectl and helm)
+	@$(BIN)/python -m pytest -s -rs tests/cluster $(PYTEST_ARGS)
 
 lint: install ## Style, types and import contracts
 	@$(BIN)/ruff check --quiet .

@@ -41,8 +41,8 @@ class KubeApi:
         self.namespace, self.kinds = namespace, set(kinds)
         self.objects: dict[tuple[str, str], Body] = {}
         self.calls: list[Call] = []
-        self.refuse: Callable[[str, str, str], int | None] = lambda verb, kind, name: None
-        """(verb, kind, name) -> the HTTP status of a failure instead of an answer."""
+        self.refuse: Callable[[str, str, str], int | tuple[int, str] | None] = lambda verb, kind, name: None
+        """(verb, kind, name) -> the HTTP status of a failure instead of an answer, alone or with what is said."""
         self.kill_after: int | None = None
         """The process dies when this many calls have been served, before it reads the last answer."""
         self._applied: dict[tuple[str, str, str, str], Body] = {}
@@ -113,8 +113,8 @@ class KubeApi:
         self.calls.append((verb, f"{group}/{plural}", subresource))
         if kind is None or kind not in self.kinds:
             return _refusal(404, "the server could not find the requested resource")
-        if status := self.refuse(verb, kind, name):
-            return _refusal(status, f"the test said {status}")
+        if refused := self.refuse(verb, kind, name):
+            return _refusal(*refused) if isinstance(refused, tuple) else _refusal(refused, f"the test said {refused}")
         if verb == "patch" and content_type == APPLY and (kind, name) not in self.objects and not subresource:
             self.calls.append(("create", f"{group}/{plural}", ""))  # what RBAC asks for then
         assert body is None or body.get("kind", kind) == kind

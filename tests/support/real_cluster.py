@@ -1,9 +1,5 @@
-"""A real cluster, by KUBECONFIG: kubectl and helm as people use them, and the parts that nobody else plays there.
-
-Without a kubelet no pod ever runs, so ``Players`` sets the statuses that pods would lead to: PyTorchJobs succeed, Deployments
-of InferenceServices become available (or, where no KServe controller makes Deployments, InferenceServices become ready), and
-the registration's pair turns up in MLflow.
-"""
+"""A real cluster, by KUBECONFIG: kubectl and helm as people use them, the operator with the rights that the chart gave it, and
+the gateway's one answer that the operator asks for."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ import yaml
 
 Body = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "charts" / "irlops"
 NEEDED_KINDS = ("pytorchjobs.kubeflow.org", "inferenceservices.serving.kserve.io")
 
 
@@ -63,6 +59,12 @@ class Cluster:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
+    def install(self, verb: str) -> None:
+        """The chart with its trial values (``install`` or ``upgrade``). Its own operator is paused: where pods run, it would
+        compete for the Lease with the one outside."""
+        values = ("-f", str(CHART / "values-trial.yaml"), "--set", "operator.replicas=0")
+        self.helm(verb, "irlops", str(CHART), *values)
+
     def objects(self, plural: str, *arguments: str) -> list[Body]:
         return json.loads(self.kubectl("get", plural, "-o", "json", *arguments))["items"]
 
@@ -71,7 +73,27 @@ class Cluster:
         return json.loads(text) if text.strip() else None
 
     def apply(self, body: Body) -> None:
-        self.kubectl("apply", "-f", "-", text=json.dumps(body))
+        self.kubectl("apply", "--validate=strict", "-f", "-", text=json.dumps(body))
+
+    def refuses(self, *arguments: str, text: str | None = None) -> str:
+        """What kubectl says when it is told no."""
+        command = ["kubectl", "-n", self.namespace, *arguments]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=self.environment)
+        assert done.returncode != 0, f"{' '.join(command)} was not refused: {done.stdout}"
+        return done.stderr
+
+    def may(self, account: str, *asked: str) -> bool:
+        """Whether a ServiceAccount of this namespace may."""
+        subject = f"--as=system:serviceaccount:{self.namespace}:{account}"
+        command = ["kubectl", "-n", self.namespace, "auth", "can-i", *asked, subject]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
+        assert done.stdout.strip() in ("yes", "no"), done.stderr
+        return done.stdout.strip() == "yes"
+
+    def kinds(self) -> set[tuple[str, str]]:
+        """(apiVersion, kind) of everything that the cluster knows; the first word of a line is the plural, the last the kind."""
+        lines = [line.split() for line in self.kubectl("api-resources", "--no-headers").splitlines()]
+        return {(words[-3], words[-1]) for words in lines}
 
     def set_status(self, plural: str, name: str, status: Body) -> None:
         """As the controller of that kind would."""
@@ -90,31 +112,45 @@ class Cluster:
         return file
 
 
-@contextmanager
-def operator_process(cluster: Cluster, folder: Path, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
+class Operator:
     """The operator outside of the cluster, with the settings and the rights that the chart gave it."""
-    settings = cluster.find("configmap", "irlops-operator")
-    assert settings is not None
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("IRLOPS_", "MLFLOW_", "KUBERNETES_"))
-    }
-    environment |= settings["data"]
-    environment |= {
-        "PYTHONPATH": str(REPOSITORY / "platform"),
-        "KUBECONFIG": str(cluster.kubeconfig_of("irlops-operator", folder)),
-        "IRLOPS_OPERATOR_NAMESPACE": cluster.namespace,
-        "IRLOPS_OPERATOR_IDENTITY": "outside",
-        "IRLOPS_OPERATOR_REGISTRY_POLL_S": "2",
-        "IRLOPS_OPERATOR_HEALTH_PORT": "0",
-        "IRLOPS_OPERATOR_METRICS_PORT": "0",
-        **changes,
-    }
-    process = subprocess.Popen([sys.executable, "-m", "irlops.operator"], env=environment)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
+
+    def __init__(self, cluster: Cluster, folder: Path, **changes: str) -> None:
+        settings = cluster.find("configmap", "irlops-operator")
+        assert settings is not None
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)}
+        self._environment = kept | settings["data"] | _OUTSIDE | changes
+        self._environment["IRLOPS_OPERATOR_NAMESPACE"] = cluster.namespace
+        self._environment["KUBECONFIG"] = str(cluster.kubeconfig_of("irlops-operator", folder))
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "irlops.operator"], env=self._environment)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def killed(self) -> None:
+        """Without a word, and begun again."""
+        self.process.kill()
+        self.process.wait(30)
+        self.process = self._start()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+_NOT_PASSED_ON = ("IRLOPS_", "MLFLOW_", "KUBERNETES_")
+_OUTSIDE = {
+    "PYTHONPATH": str(REPOSITORY / "platform"),
+    "IRLOPS_OPERATOR_IDENTITY": "outside",
+    "IRLOPS_OPERATOR_REGISTRY_POLL_S": "2",
+    "IRLOPS_OPERATOR_RESYNC_S": "10",
+    "IRLOPS_OPERATOR_HEALTH_PORT": "0",
+    "IRLOPS_OPERATOR_METRICS_PORT": "0",
+}
 
 
 @contextmanager
@@ -143,82 +179,3 @@ def gateway(cluster: Cluster) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-class Players:
-    """Plays the pods, over and over, until told to stop. Says once what it plays."""
-
-    def __init__(self, cluster: Cluster, register: Callable[[str], None]) -> None:
-        self.cluster, self.register = cluster, register
-        self.unready: set[str] = set()
-        """InferenceServices that never become ready."""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._play, daemon=True)
-
-    def __enter__(self) -> Players:
-        print("No pod is relied on: this suite sets the statuses that pods would lead to.", flush=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-
-    def _play(self) -> None:
-        while not self._stop.wait(1.0):
-            try:
-                for job in self.cluster.objects("pytorchjobs.kubeflow.org"):
-                    self._play_job(job)
-                for service in self.cluster.objects("inferenceservices.serving.kserve.io"):
-                    self._play_service(service)
-            except AssertionError as error:
-                # A controller wrote first, or the object went away meanwhile: the next round sees what is there.
-                print(f"players: {error}", flush=True)
-
-    def _play_job(self, job: Body) -> None:
-        conditions = job.get("status", {}).get("conditions", [])
-        if job["spec"]["runPolicy"].get("suspend") or any(
-            each["type"] in ("Succeeded", "Failed") for each in conditions
-        ):
-            return
-        if job["metadata"]["labels"].get("irlops.dev/stage") == "registration":
-            template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
-            [run] = [
-                part.removeprefix("--run=")
-                for part in template["containers"][0]["command"]
-                if part.startswith("--run=")
-            ]
-            self.register(run)
-        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        succeeded = {"type": "Succeeded", "status": "True", "reason": "PyTorchJobSucceeded", "message": "played"}
-        succeeded |= {"lastTransitionTime": at, "lastUpdateTime": at}
-        status = {"conditions": [*conditions, succeeded], "completionTime": at}
-        self.cluster.set_status("pytorchjobs.kubeflow.org", job["metadata"]["name"], status)
-
-    def _play_service(self, service: Body) -> None:
-        name = service["metadata"]["name"]
-        ready = any(
-            one["type"] == "Ready" and one["status"] == "True"
-            for one in service.get("status", {}).get("conditions", [])
-        )
-        if name in self.unready or ready:
-            return
-        deployment = self.cluster.find("deployments.apps", f"{name}-predictor")
-        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        if deployment is None:
-            conditions = [
-                {"type": each, "status": "True", "lastTransitionTime": at} for each in ("PredictorReady", "Ready")
-            ]
-            self.cluster.set_status("inferenceservices.serving.kserve.io", name, {"conditions": conditions})
-            return
-        replicas = deployment["spec"].get("replicas", 1)
-        condition = {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable", "message": "played"}
-        condition |= {"lastTransitionTime": at, "lastUpdateTime": at}
-        progressing = condition | {"type": "Progressing", "reason": "NewReplicaSetAvailable"}
-        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), replicas)
-        status = {
-            "observedGeneration": deployment["metadata"]["generation"],
-            "conditions": [condition, progressing],
-            **counts,
-        }
-        self.cluster.set_status("deployments.apps", f"{name}-predictor", status)

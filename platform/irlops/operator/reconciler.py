@@ -94,13 +94,22 @@ class Reconciler:
         await write_status(dumped(kept), pipeline, self.api)
 
 
+_ADVICE = {
+    "Forbidden": "The operator's Role or a policy of the namespace forbids it; correct that.",
+    "QuotaExceeded": "Raise the namespace's ResourceQuota, or ask for less in spec.jobTemplate or spec.serving.",
+    "KindMissing": "A kind or object that it needs is not there; `irlops doctor` names what a cluster lacks.",
+    "Rejected": "It is found invalid: correct the part of the spec that is named.",
+}
+
+
 def _reason(error: ApiRefusedError) -> str:
+    """Webhooks and quotas answer 403 as well, and each asks for another step."""
+    if "exceeded quota" in str(error):
+        return "QuotaExceeded"
+    if "admission webhook" in str(error):
+        return "Rejected"
     return {403: "Forbidden", 404: "KindMissing"}.get(error.status, "Rejected")
 
 
 def _advice(error: ApiRefusedError) -> str:
-    advice = {
-        403: "The operator's Role, a quota or a policy of the namespace forbids it; correct that.",
-        404: "A kind or object that it needs is not there; `irlops doctor` names what a cluster lacks.",
-    }.get(error.status, "The API server finds it invalid: correct the part of the spec that it names.")
-    return f"{error} {advice} It is tried again every minute."
+    return f"{error} {_ADVICE[_reason(error)]} It is tried again every minute."

@@ -225,12 +225,31 @@ async def test_an_api_server_that_fails_is_asked_again_ever_more_slowly(world, c
     assert (await world.run())["phase"] == "Ready"
 
 
-async def test_a_refusal_of_the_api_server_becomes_a_condition(world):
+@pytest.mark.parametrize(
+    ("refusal", "reason", "step"),
+    [
+        (403, "Forbidden", "The operator's Role or a policy of the namespace forbids it"),
+        (
+            (403, "pytorchjobs is forbidden: exceeded quota: team"),
+            "QuotaExceeded",
+            "Raise the namespace's ResourceQuota",
+        ),
+        (
+            (403, 'admission webhook "validator.pytorchjob" denied the request: spec.nprocPerNode'),
+            "Rejected",
+            "correct the part of the spec that is named",
+        ),
+        ((422, "spec.elasticPolicy: Invalid value"), "Rejected", "correct the part of the spec that is named"),
+    ],
+    ids=["no right", "a full quota", "a webhook", "a schema"],
+)
+async def test_a_refusal_of_the_api_server_becomes_a_condition(world, refusal, reason, step):
     world.api.put(pipeline())
-    world.api.refuse = lambda verb, kind, name: 403 if kind == "PyTorchJob" and verb == "patch" else None
+    world.api.refuse = lambda verb, kind, name: refusal if kind == "PyTorchJob" and verb == "patch" else None
     assert await world.look() == 60
-    assert world.reason() == "Forbidden"
-    assert "a quota or a policy of the namespace forbids it" in world.message()
+    assert world.reason() == reason
+    assert step in world.message()
+    assert "It is tried again every minute." in world.message()
 
 
 async def test_ten_minutes_without_mlflow_cost_nothing_but_time(serving):

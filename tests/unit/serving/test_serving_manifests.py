@@ -158,6 +158,14 @@ def test_a_full_gpu_pool_never_blocks_an_update(role: str):
     assert update == {"maxSurge": 0, "maxUnavailable": 1}
 
 
+def test_keda_gets_its_threshold_where_kserve_reads_it():
+    patch = _load(REPOSITORY / "manifests" / "overlays" / "keda" / "autoscaling.yaml")
+    [metric] = patch["spec"]["predictor"]["autoScaling"]["metrics"]
+    # Its webhook refuses an External metric without a query or a value; averageValue is not read at all.
+    assert metric["external"]["metric"]["query"].startswith("sum(vllm:num_requests_waiting")
+    assert metric["external"]["target"] == {"type": "Value", "value": "16"}
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_both_halves_come_from_one_run(flavour: str):
     claims = [_service(flavour, role)["spec"]["predictor"]["model"]["storageUri"] for role in ROLES]
