@@ -73,14 +73,6 @@ def test_the_operator_renews_one_lease_and_no_other():
     assert [rule["resourceNames"] for rule in leases if "resourceNames" in rule] == [["irlops-operator"]]
 
 
-def test_trainjob_verbs_come_with_trainjobs_only():
-    groups = lambda values: {
-        g for rule in find(render(values), "Role", "irlops-operator")["rules"] for g in rule["apiGroups"]
-    }
-    assert "trainer.kubeflow.org" not in groups({})
-    assert "trainer.kubeflow.org" in groups({"operator": {"trainJobs": True}})
-
-
 @every_case
 def test_every_long_running_pod_is_probed_and_can_write_only_to_its_volumes(values):
     for name, pod in pod_templates(render(values)):

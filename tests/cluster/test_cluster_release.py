@@ -1,6 +1,7 @@
 """The chart on a real API server, with its admission; by the helm that people use."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -40,6 +41,8 @@ def test_every_object_of_every_render_is_admitted_without_an_unknown_field(clust
     known = cluster.kinds()
     objects = [each for each in yaml.safe_load_all(rendered) if each and (each["apiVersion"], each["kind"]) in known]
     assert len(objects) >= 8
+    for pod in (each for each in objects if each["kind"] == "Pod"):
+        pod["spec"].pop("serviceAccountName", None)  # a dry run makes none, and pods may name only what is there
     cluster.kubectl(
         "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", text=yaml.safe_dump_all(objects)
     )
@@ -72,7 +75,7 @@ def refusal(cluster, body):
 
 
 def test_a_pipeline_with_an_unknown_key_is_refused(cluster):
-    assert 'unknown field "spec.gate"' in refusal(cluster, pipeline(gate=[]))
+    assert re.search(r'unknown field "(spec\.)?gate"', refusal(cluster, pipeline(gate=[])))
 
 
 @pytest.mark.parametrize(

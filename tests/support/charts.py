@@ -58,7 +58,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "an MLflow of one's own": {
         "mlflow": {"enabled": False, "trackingUri": "https://mlflow.example.com", "auth": {"existingSecret": "login"}},
-        "operator": {"trainJobs": True},
     },
     "the platform chooses the user": {"podSecurity": {"runAsUser": None, "runAsGroup": None}},
     "without network policies": {"networkPolicy": {"enabled": False}, "monitoring": ALL_MONITORS},

@@ -77,8 +77,6 @@ class OperatorSettings(BaseSettings):
     """MLflow signs its calls with it. Without one, only polls tell of moved aliases."""
     webhook_url: str | None = None
     """Where MLflow reaches ``webhook_port``; the operator registers it there."""
-    trainjobs: bool = False
-    """TrainJob (Kubeflow Trainer v2) may be rendered; the Role holds its verbs."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("job_image_pull_secrets", mode="before")

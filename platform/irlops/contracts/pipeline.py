@@ -149,8 +149,6 @@ class JobTemplate(Part):
             ),
         )
     )
-    runtime: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
-    """TrainJob needs Kubeflow Trainer v2."""
     image: str | None = Field(default=None, min_length=1, max_length=512)
     """The operator's own job image when absent."""
     replicas: int = Field(default=1, ge=1, le=1024)

@@ -101,11 +101,6 @@ class _Step:
                 f"The last stage, {self.spec.stages[-1].name}, is of kind {self.spec.stages[-1].kind} and leaves no critic, so "
                 "there would be no pair. End with a stage of kind airl, or run the job alone with `irlops train`."
             )
-        if self.spec.job_template.runtime != "PyTorchJob":
-            return "RuntimeUnsupported", (
-                "The operator starts PyTorchJobs; jobTemplate.runtime is TrainJob. Set it to PyTorchJob, or start TrainJobs "
-                "with `irlops train --cluster`."
-            )
         try:
             for stage in self.stages:
                 job_document(self.spec, self.id, stage)
