@@ -108,4 +108,4 @@ def test_a_tracking_server_that_is_down_at_the_start_is_tried_again_later(
 def test_a_mistyped_key_ends_the_pod_for_good_before_torch_is_loaded(tmp_path: Path):
     ended = launch({**miniature("sft"), "num_stpes": 3}, tmp_path, num_processes=2)
     assert ended.code == 2
-    assert "num_stpes: Extra inputs are not permitted" in ended.output
+    assert "num_stpes: unknown key, did you mean num_steps?" in ended.output

@@ -85,6 +85,8 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """
     import yaml
 
+    from irlops.contracts.wrong_yaml import explain_yaml
+
     parsed: dict[str, Any] = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
@@ -93,7 +95,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         try:
             parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting!r}: the value is not YAML ({error}).") from error
+            raise ConfigError(f"--set {setting!r}: the value is not YAML ({explain_yaml(error)}).") from error
     return parsed
 
 

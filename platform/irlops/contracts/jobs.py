@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, Valid
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from irlops.contracts.wrong_yaml import UNKNOWN_KEY, explain_unknown_key, explain_yaml
 from irlops.errors import ConfigError
 
 
@@ -319,6 +320,7 @@ class EvaluateJob(JobBase):
 
 Job = SftJob | AirlJob | GrpoJob | EvaluateJob
 _JOB = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+_KINDS: dict[str, type[JobBase]] = {"sft": SftJob, "airl": AirlJob, "grpo": GrpoJob, "evaluate": EvaluateJob}
 
 
 def parse_job(document: Any, *, origin: str) -> Job:
@@ -338,8 +340,13 @@ def parse_job(document: Any, *, origin: str) -> Job:
 
 def _explained(problem: ErrorDetails) -> str:
     """One wrong key with what was seen there; a rule between keys says itself what it saw."""
+    kind, *parts = problem["loc"] or ("",)
+    if kind not in _KINDS:  # it is told only once the kind is known
+        kind, parts = "", list(problem["loc"])
+    place = ".".join(map(str, parts))
     message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("sft", "airl", "grpo", "evaluate"))
+    if problem["type"] == UNKNOWN_KEY and kind:
+        message = explain_unknown_key(_KINDS[str(kind)], parts)
     is_rule = problem["type"] == "value_error" and isinstance(problem["input"], dict)
     if is_rule and not place:
         return message
@@ -362,7 +369,7 @@ def load_job(path: Path) -> Job:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        raise ConfigError(f"{path} is not YAML: {explain_yaml(error)}.") from error
     return parse_job(document, origin=str(path))
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from irlops.contracts.pytorchjob import Claim, ConfigMap, PyTorchJob, Secret
+from irlops.contracts.wrong_yaml import UNKNOWN_KEY, explain_unknown_key, explain_yaml
 from irlops.errors import ManifestError
 
 _KINDS: dict[str, tuple[str, type[BaseModel]]] = {
@@ -84,7 +85,7 @@ def _documents(path: Path) -> tuple[Mapping[str, Any], ...]:
             f"No manifest at {path} ({error.strerror}). Those that are shipped lie in manifests/training."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not YAML: {error}") from error
+        raise ManifestError(f"{path} is not YAML: {explain_yaml(error)}.") from error
     return tuple(_kubernetes_object(document, path) for document in loaded if document is not None)
 
 
@@ -97,22 +98,31 @@ def _kubernetes_object(document: Any, path: Path) -> Mapping[str, Any]:
     kind, version = seen["kind"], seen["apiVersion"]
     if kind not in _KINDS or _KINDS[kind][0] != version:
         raise ManifestError(
-            f"{path} holds a {kind} ({version}). A training manifest is one PyTorchJob (kubeflow.org/v1) with the "
+            f"{path} holds {_article(str(kind))} {kind} ({version}). A training manifest is one PyTorchJob (kubeflow.org/v1) with the "
             "ConfigMaps, Secrets and PersistentVolumeClaims (v1) that it mounts; apply other kinds with kubectl."
         )
     return seen
 
 
 def _parse(document: Mapping[str, Any], path: Path) -> BaseModel:
+    model = _KINDS[document["kind"]][1]
     try:
-        return _KINDS[document["kind"]][1].model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         secret = document["kind"] == "Secret"
         problems = "; ".join(
-            _problem(one["loc"], one["msg"], None if secret or one["type"] in _SAYS_ALL else one["input"])
+            _problem(
+                one["loc"],
+                explain_unknown_key(model, one["loc"]) if one["type"] == UNKNOWN_KEY else one["msg"],
+                None if secret or one["type"] in _SAYS_ALL else one["input"],
+            )
             for one in error.errors()
         )
         raise ManifestError(f"The {document['kind']} in {path} can't be used: {problems}.") from error
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[:1] in "AEIO" else "a"
 
 
 def _problem(location: tuple[int | str, ...], message: str, seen: object) -> str:

@@ -12,6 +12,7 @@ import yaml
 from irlops.contracts.jobs import Job, parse_job
 from irlops.contracts.pytorchjob import Container, Pod
 from irlops.contracts.training_manifest import TrainingManifest
+from irlops.contracts.wrong_yaml import explain_yaml
 from irlops.errors import ConfigError, ManifestError
 
 JOB_FILE = "IRLOPS_JOB_FILE"
@@ -105,7 +106,7 @@ def _job_document(manifest: TrainingManifest, name: str, key: str) -> Any:
     try:
         return yaml.safe_load(content[key])
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key} in the ConfigMap {name} of {manifest.path} is not YAML: {error}") from error
+        raise ConfigError(f"{key} in the ConfigMap {name} of {manifest.path} is not YAML: {explain_yaml(error)}.") from error
 
 
 def _set(document: Any, dotted: str, value: Any, *, origin: str) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from irlops.contracts.wrong_yaml import explain_yaml
 from irlops.errors import ConfigError
 
 KEY_PREFIX = "irl-"
@@ -65,7 +66,7 @@ def read_key_file(path: Path) -> dict[str, KeyEntry]:
             f"The key file {path} can't be read: {error}. Mount the Secret or correct auth.keys_file."
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"The key file {path} is not YAML: {error}.") from error
+        raise ConfigError(f"The key file {path} is not YAML: {explain_yaml(error)}.") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise ConfigError(f"The key file {path} is wrong: {faults}.") from error

@@ -56,7 +56,7 @@ def test_a_key_under_another_file_name_is_found(tmp_path: Path):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ({"num_stpes": 20}, r"job.yaml\) is not a valid job file: num_stpes: Extra inputs"),
+        ({"num_stpes": 20}, r"job.yaml\) is not a valid job file: num_stpes: unknown key, did you mean num_steps\?"),
         ({"num_steps.more": 20}, "num_steps in the job file of .* is no section, so num_steps.more can't be set"),
         ({"num_steps": "many"}, r"num_steps: .*\(seen: 'many'\)"),
     ],

@@ -36,9 +36,10 @@ def test_a_file_holds_the_job_and_what_its_pods_mount(tmp_path: Path):
             r"holds a TFJob \(kubeflow.org/v1\).*apply other kinds with kubectl",
         ),
         ([{"apiVersion": "kubeflow.org/v2", "kind": "PyTorchJob"}], r"holds a PyTorchJob \(kubeflow.org/v2\)"),
+        ([{"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}], "holds an InferenceService"),
         ([{"some": "thing"}], "no Kubernetes object"),
     ],
-    ids=["nothing", "no job", "two jobs", "another kind", "another version", "no object"],
+    ids=["nothing", "no job", "two jobs", "another kind", "another version", "a vowel", "no object"],
 )
 def test_a_file_with_anything_but_one_job_is_refused(tmp_path: Path, documents, told: str):
     with pytest.raises(ManifestError, match=told):
@@ -48,7 +49,7 @@ def test_a_file_with_anything_but_one_job_is_refused(tmp_path: Path, documents, 
 @pytest.mark.parametrize(
     ("job", "told"),
     [
-        (pytorchjob(nprocPerNodes="1"), r"spec.nprocPerNodes: Extra inputs are not permitted \(seen: '1'\)"),
+        (pytorchjob(nprocPerNodes="1"), r"spec.nprocPerNodes: unknown key, did you mean nprocPerNode\? \(seen: '1'\)"),
         (pytorchjob(nprocPerNode=2), r"spec.nprocPerNode: Input should be a valid string \(seen: 2\)"),
         (pytorchjob(name="airl-llama3.1"), "metadata.name: String should match"),
         (pytorchjob(pytorchReplicaSpecs={}), "neither a Master nor a Worker"),
