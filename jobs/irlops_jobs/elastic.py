@@ -34,6 +34,9 @@ _SHOWN = (
     "PET_RDZV_CONF",
     "PET_MAX_RESTARTS",
 )
+_NOT_HERE = (ExitCode.UNAVAILABLE, ExitCode.STORAGE)
+"""A server that is away and a disk that is full are still so a second later. Ending the pod leaves it to whoever started
+it to try again, where people see it: the training operator, or the one at the keyboard."""
 _GOES_ON = "Started again, the job goes on from its last checkpoint."
 
 
@@ -99,7 +102,7 @@ class PatientAgent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue, reportAssignmentType]
         if result.is_failed():
             code = exit_code_of(failure.exitcode for failure in result.failures.values())
-            if code < RETRYABLE_FROM:
+            if code < RETRYABLE_FROM or code in _NOT_HERE:
                 self._remaining_restarts = 0
             elif self._remaining_restarts:
                 left, allowed = self._remaining_restarts - 1, worker_group.spec.max_restarts

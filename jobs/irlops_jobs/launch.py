@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from irlops.contracts.exit_codes import ExitCode
 from irlops.contracts.jobs import JobEnvironment, load_job
 from irlops.errors import MissingDependencyError
+from irlops_jobs.start_folders import require_start_folders
 from irlops_jobs.worker import LAUNCHER_PID, end_with, run_worker
 
 __all__ = ["LaunchOutcome", "launch", "main", "run_worker"]
@@ -40,7 +41,9 @@ def main() -> None:
     # As a container's first process we would otherwise ignore SIGTERM until torchelastic installs its own handlers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(ExitCode.PREEMPTED)))
     try:
-        job = load_job(JobEnvironment().job_file)  # before torch: a typing error should not cost half a minute
+        environment = JobEnvironment()
+        job = load_job(environment.job_file)  # before torch: a typing error should not cost half a minute
+        require_start_folders(job, environment)
         outcome = launch(f"irlops_jobs.{job.kind}")
     except Exception as error:
         end_with(error)
@@ -59,6 +62,7 @@ def launch(module: str) -> LaunchOutcome:
     """
     # Drawn anew for every weight file by every worker, and stacks of C++ for every peer that goes: they would bury the log.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from irlops_jobs.elastic import run_elastic

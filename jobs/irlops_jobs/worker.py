@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -101,8 +102,13 @@ def translate(error: Exception) -> tuple[ExitCode, str | None]:
         full = StorageError(f"No space left for {error.filename or 'a file'}. Free space and start the same job again.")
         return exit_code_for(full), str(full)
     if is_lost_peer(error):
-        return ExitCode.WORKER_DIED, f"Another worker is gone: {str(error).splitlines()[0]}"
+        return ExitCode.WORKER_DIED, f"Another worker is gone: {_in_short(str(error))}"
     return ExitCode.UNEXPECTED, None
+
+
+def _in_short(complaint: str) -> str:
+    """gloo's words without its source line before them and its advice behind them, both meant for its developers."""
+    return re.sub(r"^\[[^\]]*\]\s*|\. This is typically caused by .*", "", complaint.splitlines()[0])
 
 
 def is_lost_peer(error: BaseException) -> bool:

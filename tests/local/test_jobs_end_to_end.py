@@ -109,3 +109,20 @@ def test_a_mistyped_key_ends_the_pod_for_good_before_torch_is_loaded(tmp_path: P
     ended = launch({**miniature("sft"), "num_stpes": 3}, tmp_path, num_processes=2)
     assert ended.code == 2
     assert "num_stpes: unknown key, did you mean num_steps?" in ended.output
+
+
+def test_a_job_whose_start_is_missing_ends_the_pod_before_torch_is_loaded(tmp_path: Path):
+    document = miniature("airl", model={"policy_from": "mini-sft/policy"})
+    ended = launch(document, tmp_path, num_processes=2)
+    assert ended.code == 2
+    assert ended.output == (
+        f"Error: model.policy_from of mini-airl is mini-sft/policy, but {tmp_path}/mini-sft/policy holds no model (no "
+        "config.json). Run the job that writes it first, or correct the path: it is relative to IRLOPS_STATE_DIR.\n"
+    )
+
+
+def test_a_tracking_server_that_is_down_ends_the_pod_once_instead_of_seven_times(tmp_path: Path):
+    nobody = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "PET_MAX_RESTARTS": "6"}
+    ended = launch(miniature("sft"), tmp_path, num_processes=1, **nobody)
+    assert ended.code == 200
+    assert ended.output.count("http://127.0.0.1:9 does not answer") == 1

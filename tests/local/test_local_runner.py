@@ -53,10 +53,11 @@ def ends_with(*codes: int, restart_policy: str = "ExitCode", **run_policy):
         ("ExitCode", (127, 0), 127, 0),
         ("ExitCode", (-signal.SIGKILL, 0), 0, 1),
         ("OnFailure", (2, 0), 0, 1),
+        ("ExitCode", (201, 0), 201, 0),
         ("Never", (200, 0), 200, 0),
     ],
     ids=["success", "what may pass is tried again", "bad input is final", "127 is final", "killed: again", "OnFailure: again",
-         "Never"],
+         "a full disk is the user's to clear", "Never"],
 )  # fmt: skip
 def test_a_replica_is_started_again_as_its_restart_policy_says(tmp_path: Path, policy, codes, exit_code, num_restarts):
     result = run(tmp_path, ends_with(*codes, restart_policy=policy))
@@ -156,7 +157,7 @@ def test_nothing_stays_alive_whatever_ends_the_command(tmp_path: Path, how: sign
         "--state-dir",
         str(tmp_path / "state"),
     ]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as irlops:
         seen = ""
         while seen.count("ready") < 2:

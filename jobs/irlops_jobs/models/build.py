@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import AirlJob, EvaluateJob, JobBase, JobEnvironment
-from irlops.errors import ConfigError, DivergenceError, StorageError
+from irlops.errors import DivergenceError, StorageError
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.deepen import add_layers, freeze_below
@@ -22,9 +22,7 @@ from irlops_jobs.models.presets import find_preset
 from irlops_jobs.models.save import merged_state_dict, save_model
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import Session
-
-CRITIC_LIKE_POLICY = "policy"
-"""model.critic_from: start from the policy's backbone."""
+from irlops_jobs.start_folders import CRITIC_LIKE_POLICY, start_folder
 
 
 def build_policy(job: JobBase, environment: JobEnvironment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -86,14 +84,7 @@ def build_critic(
 
 
 def _folder(job: JobBase, environment: JobEnvironment, key: str) -> Path:
-    relative = getattr(job.model, key)
-    folder = environment.state_dir / relative
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model.{key} of {job.run_name} is {relative}, but {folder} holds no model (no config.json). "
-            "Run the job that writes it first, or correct the path: it is relative to IRLOPS_STATE_DIR."
-        )
-    return folder
+    return start_folder(job, environment, f"model.{key}", getattr(job.model, key))
 
 
 def identity_of(job: JobBase) -> dict[str, str]:

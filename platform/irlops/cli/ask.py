@@ -19,7 +19,7 @@ MAX_ROWS = 16
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     candidates: Annotated[
         int | None,
         typer.Option(min=1, max=64, metavar="N", help="Solutions to sample. The gateway's own number when left out."),

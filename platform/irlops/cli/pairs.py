@@ -30,11 +30,12 @@ TrackingUri = Annotated[
     typer.Option(
         "--tracking-uri",
         envvar="MLFLOW_TRACKING_URI",
+        metavar="URL",
         help="MLflow server. Without one: the embedded server of this folder, or the database it left.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Ref = Annotated[str, typer.Argument(help="Which pair: champion, challenger, 7, run:ID or a folder.")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="Which pair: champion, challenger, 7, run:ID or a folder.")]
 Gates = Annotated[
     list[str] | None,
     typer.Option("--gate", metavar="METRIC>=NUMBER", help="Refuse unless the evaluation reaches it. Repeatable."),
@@ -68,7 +69,7 @@ def list_pairs(tracking_uri: TrackingUri = None, as_json: AsJson = False) -> Non
 
 @app.command()
 def show(ref: Ref, tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
-    """Show one pair: where its weights are, what it was made from, what it was measured at."""
+    """Show one pair: its weights, its origin, its evaluation."""
     from irlops.contracts.pair import parse_reference
     from irlops.registry.pairs import pair_in_folder
 
@@ -84,7 +85,7 @@ def show(ref: Ref, tracking_uri: TrackingUri = None, as_json: AsJson = False) ->
 @app.command()
 def promote(
     ref: Ref,
-    alias: Annotated[str, typer.Option("--as", help="champion (what is served) or challenger.")] = "champion",
+    alias: Annotated[str, typer.Option("--as", metavar="ALIAS", help="champion (what is served) or challenger.")] = "champion",
     gates: Gates = None,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
@@ -111,21 +112,28 @@ def rollback(tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def register(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run with policy/ and critic/ in it.")],
-    policy: Annotated[Path | None, typer.Option(help="Folder of the policy, when it is not FOLDER/policy.")] = None,
-    critic: Annotated[Path | None, typer.Option(help="Folder of the critic, when it is not FOLDER/critic.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run with policy/ and critic/ in it.")],
+    policy: Annotated[Path | None, typer.Option(metavar="DIR", help="The policy, when it is not FOLDER/policy.")] = None,
+    critic: Annotated[Path | None, typer.Option(metavar="DIR", help="The critic, when it is not FOLDER/critic.")] = None,
     policy_uri: Annotated[
         str | None,
-        typer.Option(help="Where the same files lie for good (pvc://, s3://, hf://); nothing is copied then."),
+        typer.Option(metavar="URI", help="Where the same files lie for good (pvc://, s3://, hf://); nothing is copied then."),
     ] = None,
-    critic_uri: Annotated[str | None, typer.Option(help="The same for the critic.")] = None,
+    critic_uri: Annotated[str | None, typer.Option(metavar="URI", help="The same for the critic.")] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="evaluation.json; by default FOLDER/evaluation/evaluation.json if it is there.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="evaluation.json; by default FOLDER/evaluation/evaluation.json if it is there."
+        ),
     ] = None,
-    data_digest: Annotated[str | None, typer.Option(help="sha256:… of the demonstrations.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Preset or hub id that the policy was trained from.")] = None,
-    run_id: Annotated[str | None, typer.Option(help="MLflow run that trained it.")] = None,
-    alias: Annotated[str | None, typer.Option("--as", help="Make it champion or challenger at once.")] = None,
+    data_digest: Annotated[str | None, typer.Option(metavar="DIGEST", help="sha256:… of the demonstrations.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Preset or hub id that the policy was trained from.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="ID", help="MLflow run that trained it.")] = None,
+    alias: Annotated[
+        str | None, typer.Option("--as", metavar="ALIAS", help="Make it champion or challenger at once.")
+    ] = None,
     gates: Gates = None,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
@@ -157,7 +165,10 @@ def register(
 
 @app.command()
 def repair(tracking_uri: TrackingUri = None) -> None:
-    """Bring the critic's aliases back to the policy's after a promotion was cut off."""
+    """Mend the aliases after a promotion that was cut off.
+
+    The policy's aliases count; the critic's are brought back to them.
+    """
     with waiting("Comparing the aliases"):
         moved = open_registry(tracking_uri).repair()
     stdout().print(f"Moved back: {', '.join(moved)}." if moved else "Nothing was torn.")

@@ -48,16 +48,16 @@ def train(
     tracking_uri: Annotated[
         str | None,
         typer.Option(
-            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="--local: MLflow server; without one, an embedded one."
+            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URL", help="--local: MLflow server; without one, an embedded one."
         ),
     ] = None,
     kind: Annotated[
-        JobKind, typer.Option("--as", help="trainjob: for Kubeflow Trainer v2; printed, or with --cluster submitted.")
+        JobKind, typer.Option("--as", metavar="KIND", help="pytorchjob, or trainjob for Kubeflow Trainer v2: printed, or with --cluster submitted.")
     ] = JobKind.PYTORCHJOB,
     namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", help="--cluster: by default the kubeconfig's.")
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="--cluster: by default the kubeconfig's.")
     ] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(help="--cluster: by default KUBECONFIG or ~/.kube/config.")] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(metavar="FILE", help="--cluster: by default KUBECONFIG or ~/.kube/config.")] = None,
 ) -> None:
     """Run a PyTorchJob manifest, on this machine or on a cluster.
 
@@ -125,10 +125,12 @@ def _train_here(
 @contextlib.contextmanager
 def _tracking_server(tracking_uri: str | None) -> Iterator[str]:
     """The address to record runs at; an embedded server when none is given, for as long as the job runs."""
+    from irlops.registry.client import default_mlflow_dir, require_answer
+
     if tracking_uri:
+        require_answer(tracking_uri)  # here, not in workers that would be started again to ask once more
         yield tracking_uri
         return
-    from irlops.registry.client import default_mlflow_dir
     from irlops.registry.server import start_mlflow_server
 
     with waiting("Starting MLflow"):

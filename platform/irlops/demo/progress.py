@@ -14,7 +14,10 @@ _STEPS = re.compile(r"steps (\d+) to (\d+)$")
 _STEP = re.compile(r"step\s+(\d+)\s+loss (\S+)")
 _ROUND = re.compile(r"round\s+(\d+)/(\d+)\s+(.*)")
 _FIELD = re.compile(r"([a-z][a-z ]*?) (-?\d+(?:\.\d+)?)(?:\s{2,}|$)")
+_WARM_UP = re.compile(r"critic warm-up\s+(\d+)/(\d+)\s+expert token preferred (\S+)")
 _SOLVES = re.compile(r"(\S+) solves (\d+ test problems), (\d+ times each)")
+_SAMPLED = re.compile(r"sampled (\d+) of (\d+) problems")
+_FIRST_ERRORS = re.compile(r"looking for the known first error of (\d+) corrupted solutions")
 _CALIBRATES = re.compile(r"calibrating on (\d+) dev problems")
 
 
@@ -41,9 +44,12 @@ class JobProgress:
         for pattern, reader in (
             (_STEPS, self._steps),
             (_STEP, self._step),
+            (_WARM_UP, self._warm_up),
             (_ROUND, self._round),
             (_SOLVES, self._solves),
             (_CALIBRATES, self._calibrates),
+            (_SAMPLED, self._sampled),
+            (_FIRST_ERRORS, self._first_errors),
         ):
             if match := pattern.search(line):
                 reader(match)
@@ -55,6 +61,10 @@ class JobProgress:
 
     def _step(self, match: re.Match[str]) -> None:
         self.done, self.text = int(match[1]), f"loss {match[2]}"
+
+    def _warm_up(self, match: re.Match[str]) -> None:
+        self.done, self.total = int(match[1]), int(match[2])
+        self.text = f"critic warms up: prefers the expert's token {float(match[3]):.0%} of the time"
 
     def _round(self, match: re.Match[str]) -> None:
         self.done, self.total = int(match[1]), int(match[2])
@@ -72,6 +82,13 @@ class JobProgress:
 
     def _calibrates(self, match: re.Match[str]) -> None:
         self.text = f"calibrating the critic on {match[1]} held-out problems"
+
+    def _sampled(self, match: re.Match[str]) -> None:
+        """Of the first worker's share, which is as good as the others'."""
+        self.text = f"sampling: {int(match[1]) / int(match[2]):.0%} of the problems"
+
+    def _first_errors(self, match: re.Match[str]) -> None:
+        self.text = f"looking for the first error of {match[1]} corrupted solutions"
 
     def _solves(self, match: re.Match[str]) -> None:
         self.done += 1

@@ -230,6 +230,8 @@ class _Run:
         policy = replica.restart_policy
         if policy == "Never" or (policy == "ExitCode" and replica.exit_code < RETRYABLE_FROM):
             return f"{replica.describe_end()}. {replica.last_words()}"
+        if replica.exit_code == ExitCode.STORAGE:  # the disk is this machine's: nobody frees space between two starts
+            return f"{replica.describe_end()}. {replica.last_words()}"
         limit = self._backoff_limit
         if self._num_restarts >= limit:
             return f"{replica.describe_end()}, and its {limit} restarts are used up (runPolicy.backoffLimit). {replica.last_words()}"

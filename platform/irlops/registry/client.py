@@ -49,17 +49,27 @@ def find_tracking_uri(mlflow_dir: Path | None = None) -> str | None:
     return f"sqlite:///{database}" if database.exists() else None
 
 
+def require_answer(tracking_uri: str) -> None:
+    """Ask a tracking server whether it is there; a database that is opened directly always is.
+
+    Raises:
+        UnavailableError: it does not answer.
+    """
+    if urlsplit(tracking_uri).scheme in ("http", "https") and not is_healthy(tracking_uri, timeout_s=5.0):
+        raise UnavailableError(
+            f"The MLflow server at {_shown(tracking_uri)} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
+            "unset it to do without a tracking server on one machine."
+        )
+
+
 def open_client(tracking_uri: str, *, check: bool = True) -> MlflowClient:
     """An MLflow client that fails in seconds, not minutes, when nobody answers.
 
     Raises:
         UnavailableError: ``check`` is set and the server does not answer.
     """
-    if check and urlsplit(tracking_uri).scheme in ("http", "https") and not is_healthy(tracking_uri, timeout_s=5.0):
-        raise UnavailableError(
-            f"The MLflow server at {_shown(tracking_uri)} does not answer. Start it, or correct MLFLOW_TRACKING_URI; "
-            "unset it to do without a tracking server on one machine."
-        )
+    if check:
+        require_answer(tracking_uri)
     for name, value in _CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     with _quiet_import():

@@ -286,6 +286,11 @@ class PairRegistry:
         if reference.kind == "alias":
             if reference.value in aliases:
                 return aliases[reference.value]
+            if not self._search(POLICY_MODEL):
+                raise PairError(
+                    f"No pair is registered in {self.tracking_uri} yet. `irlops demo` makes a first one; one that you "
+                    "trained: irlops pairs register FOLDER --as champion"
+                )
             raise PairError(
                 f"No pair is {reference.value} in {self.tracking_uri}. Promote one: irlops pairs list, then irlops "
                 f"pairs promote REF{'' if reference.value == 'champion' else ' --as ' + reference.value}"

@@ -100,6 +100,12 @@ def test_an_empty_registry_says_how_to_make_a_pair(irlops: Any) -> None:
     assert (result.exit_code, "No pair is registered yet" in result.output) == (0, True)
 
 
+def test_the_list_of_subcommands_cuts_no_sentence_short(irlops: Any) -> None:
+    listed = irlops("--help").output.partition("Commands:\n")[2]
+    assert [line for line in listed.splitlines() if line.rstrip().endswith("...")] == []
+    assert listed.count("\n") == 6
+
+
 def test_repair_says_when_nothing_was_torn(irlops: Any) -> None:
     assert irlops("repair").output == "Nothing was torn.\n"
 
