@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -182,11 +183,11 @@ def _candidates(result: RerankResult) -> Table:
         ("reward", "right"),
         ("answer", "left"),
         ("tokens", "right"),
+        ("times", "right"),
     ):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("solution", no_wrap=True, overflow="ellipsis", ratio=1)
-    ranked = sorted(result.candidates, key=lambda c: (-(c.reward if c.reward is not None else float("-inf")), c.index))
-    for candidate in ranked[:MAX_ROWS]:
+    for candidate, times in _ranked(result)[:MAX_ROWS]:
         is_chosen = candidate.index == result.chosen_index
         table.add_row(
             "→" if is_chosen else "",
@@ -194,7 +195,19 @@ def _candidates(result: RerankResult) -> Table:
             "" if candidate.reward is None else f"{candidate.reward:+.2f}",
             Text("—" if candidate.answer is None else candidate.answer),
             str(candidate.num_tokens),
+            str(times),
             Text(" ".join(candidate.text.split()), style="dim"),
             style="bold" if is_chosen else None,
         )
     return table
+
+
+def _ranked(result: RerankResult) -> list[tuple[RerankCandidate, int]]:
+    """Different solutions by reward, each with how often it was written; the chosen one stands for its like."""
+    chosen_first = sorted(result.candidates, key=lambda c: (c.index != result.chosen_index, c.index))
+    different = {candidate.text: candidate for candidate in reversed(chosen_first)}
+    times = Counter(candidate.text for candidate in result.candidates)
+    by_reward = sorted(
+        different.values(), key=lambda c: (-(c.reward if c.reward is not None else float("-inf")), c.index)
+    )
+    return [(candidate, times[candidate.text]) for candidate in by_reward]

@@ -21,12 +21,13 @@ from typing import Any
 import yaml
 
 from irlops.answers import answers_agree
-from irlops.cli.gateway_client import ask_gateway
+from irlops.cli.gateway_client import Answer, ask_gateway
 from irlops.contracts.evaluation import Evaluation
 from irlops.contracts.jobs import AirlJob, EvaluateJob, SftJob
 from irlops.contracts.pair import Pair
 from irlops.contracts.summary import DemoAnswer, StageTime, Summary, SummaryRow, SummaryUrls
 from irlops.demo import results
+from irlops.demo.asking import ask_until_disputed
 from irlops.demo.folder import DemoFolder, claim_folder, only_demo
 from irlops.demo.jobs import PlannedJob, find_manifests, plan_job, run_job
 from irlops.demo.memory import PeakMemory
@@ -252,11 +253,8 @@ class Loop:
         return servers
 
     def _ask(self, servers: ServedPair, examples: Mapping[str, Any]) -> DemoAnswer:
-        asked = _hard_question(examples["examples"]["test"], self._settings.seed)
-        question, gold = asked["question"], asked["answer"]
-        with self._stage("ask", "Question", f"{NUM_CANDIDATES} candidates, every token rewarded by the critic") as view:
-            self._screen.example({"question": question})
-            answer = ask_gateway(
+        def ask(question: str) -> Answer:
+            return ask_gateway(
                 servers.urls.gateway,
                 question,
                 {
@@ -272,11 +270,17 @@ class Loop:
                 temperature=1.0,
                 seed=self._settings.seed,
             )
+
+        with self._stage("ask", "Question", f"{NUM_CANDIDATES} candidates, every token rewarded by the critic") as view:
+            asked = ask_until_disputed(examples["examples"]["test"], self._settings.seed, ask)
+            question, gold, answer = asked.row["question"], asked.row["answer"], asked.answer
             if answer.rerank is None:
                 raise DataError("The gateway's answer says nothing of its candidates. Is it an older version?")
             chosen = next(one for one in answer.rerank.candidates if one.index == answer.rerank.chosen_index)
             is_correct = answers_agree(chosen.answer, gold)
-            view.done("the chosen one, token by token:")
+            self._screen.example({"question": question})
+            before = f"after {asked.num_agreed} on which all candidates agreed; " if asked.num_agreed else ""
+            view.done(f"{before}the chosen one, token by token:")
             self._screen.answer(answer, gold, correct=is_correct)
         return DemoAnswer(question=question, text=answer.text, correct=is_correct, rerank=answer.rerank)
 
@@ -325,12 +329,6 @@ def _load_examples(planned: PlannedJob, folder: DemoFolder, view: StageView) -> 
     if process.exit_code:
         raise DataError(f"{process.last_lines(1).removeprefix('Error: ')} Log: {process.log_file}.")
     return json.loads(output.read_text(encoding="utf-8"))
-
-
-def _hard_question(rows: Sequence[Mapping[str, str]], seed: int) -> Mapping[str, str]:
-    """One of the longer test problems, chosen before anything was measured: on easy ones all candidates agree."""
-    longest_first = sorted(rows, key=lambda row: -len(row["solution"]))
-    return longest_first[seed % max(1, len(rows) // 4)]
 
 
 def _show_servers(view: StageView) -> Callable[[Sequence[ServerStatus]], None]:
