@@ -120,7 +120,7 @@ def test_a_server_that_dies_is_reported_with_its_last_lines_and_not_restarted(se
     command = next(child for child in psutil.Process(policy.guard_process.pid).children())
     command.kill()
     with pytest.raises(
-        UnavailableError, match=r"The policy server ended with killed by SIGKILL(.|\n)*Serving policy on"
+        UnavailableError, match=r"The policy server has ended \(killed by SIGKILL\)(.|\n)*Serving policy on"
     ):
         served.wait()
 
@@ -155,7 +155,7 @@ def test_a_critic_that_cant_be_loaded_ends_the_start_with_its_own_words(pair_dir
     model.save_pretrained(broken)
     with (
         serve_pair(pair_dir / "policy", broken, backend="transformers", log_dir=tmp_path / "logs") as servers,
-        pytest.raises(ConfigError, match=r"(?s)The critic server ended with exit code 2.*not finite numbers"),
+        pytest.raises(ConfigError, match=r"(?s)The critic server has ended \(exit code 2\).*not finite numbers"),
     ):
         servers.wait_until_ready(timeout_s=100)
     assert all(not process.is_running for process in servers.processes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from irlops.cli.console import print_json, stderr, stdout
+from irlops.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,10 +59,12 @@ def ask(
     The policy writes several solutions, the critic rewards every token of them, and the selector chooses.
     A key goes into IRLOPS_API_KEY.
 
-    Example: irlops ask "What is 17 * 3 + 5?" --candidates 16
+    Example: irlops ask "Kira has 21 cards. Monday she doubles them. How many are left?" --candidates 16
     """
     from irlops.cli.gateway_client import gateway_url
 
+    if not question.strip():
+        raise ConfigError('The question is empty. Write it in quotes: irlops ask "How many …?"')
     rerank = {
         "candidates": candidates,
         "selector": selector,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +49,10 @@ _COLUMNS = {
     "weighted": "selectors.weighted_majority.1",
     "AUROC": "critic.auroc",
 }
+_SHOWN = re.compile(
+    r"pass_at_k\.\d+|selectors\.\w+\.1|critic\.(auroc\w*|ece|pearson_(correctness|format))|first_error\.(hit_at_1|chance)"
+)
+"""Of the two hundred numbers that an evaluation has, those that people ask for first."""
 
 
 @app.command("list")
@@ -233,10 +238,13 @@ def _print_pair(pair: Pair) -> None:
         metrics = Table(box=None, pad_edge=False, title=f"on {pair.evaluation.dataset}", title_justify="left")
         for heading, justify in (("metric", "left"), ("value", "right")):
             metrics.add_column(heading, justify=justify)  # type: ignore[arg-type]
-        for name, value in pair.evaluation.metrics.items():
-            metrics.add_row(name, f"{value:.4g}")
+        shown = [name for name in pair.evaluation.metrics if _SHOWN.fullmatch(name)]
+        for name in shown:
+            metrics.add_row(name, f"{pair.evaluation.metrics[name]:.4g}")
         console.print()
         console.print(metrics)
+        if others := len(pair.evaluation.metrics) - len(shown):
+            console.print(f"{others} more with --json", style="dim")
 
 
 def _facts(pair: Pair) -> dict[str, str | None]:

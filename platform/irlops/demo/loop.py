@@ -108,6 +108,8 @@ class Loop:
         self._times: list[StageTime] = []
         self._run_dirs: dict[str, Path] = {}
         self._servers: ServedPair | None = None
+        self._short_question = "…"
+        """For whoever goes on: a problem of the only kind that this small model has ever seen."""
 
     def run(self, memory: PeakMemory) -> Summary:
         """All stages and the end of the story."""
@@ -171,6 +173,7 @@ class Loop:
                 f"{num_rows['train']} to learn from, {num_rows['dev']} held out, {num_rows['test']} for the test; one of them:"
             )
             first = examples["examples"]["train"][0]
+            self._short_question = min((row["question"] for row in examples["examples"]["test"]), key=len)
             self._screen.example({"question": first["question"], "expert": first["solution"]})
         return examples
 
@@ -306,9 +309,13 @@ class Loop:
             return {
                 "gateway": f"{summary.urls.gateway}  (playground; API at /docs)",
                 "MLflow": summary.urls.mlflow,
-                "ask it": f'{program} ask "…" --url {summary.urls.gateway}',
+                "ask it": f'{program} ask "{self._short_question}" --url {summary.urls.gateway}',
             }
-        return {"go on": f'{program} serve, then {program} ask "…"', "or": f"{program} pairs list"}
+        return {
+            "go on": f"{program} serve",
+            "then": f'{program} ask "{self._short_question}"',
+            "or": f"{program} pairs list",
+        }
 
 
 def _load_examples(planned: PlannedJob, folder: DemoFolder, view: StageView) -> dict[str, Any]:

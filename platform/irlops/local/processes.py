@@ -162,7 +162,7 @@ def claim_port(port: int | None, *, what: str = "the server") -> int:
         except OSError as error:
             raise ConfigError(
                 f"Port {port} for {what} can't be taken ({error.strerror}). Stop what listens there, or choose another "
-                "port; without one a free port is taken."
+                "port; 0 takes a free one."
             ) from error
         return probe.getsockname()[1]
 

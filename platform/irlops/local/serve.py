@@ -136,7 +136,7 @@ class ServedPair:
             if (exit_code := process.exit_code) is not None:
                 kind = ConfigError if exit_code == ExitCode.BAD_INPUT else UnavailableError
                 raise kind(
-                    f"The {process.name} server ended with {describe_exit(exit_code)}. Its last lines:\n"
+                    f"The {process.name} server has ended ({describe_exit(exit_code)}). Its last lines:\n"
                     f"{process.last_lines()}\nThe whole log: {process.log_file}"
                 )
 

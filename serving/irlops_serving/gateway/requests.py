@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from irlops.contracts.rerank import WHOLE, RerankRequest, StreamRewardsRequest
+from irlops.contracts.wrong_yaml import UNKNOWN_KEY
 from irlops_serving.gateway.errors import ApiError, invalid_request, unknown_model
 from irlops_serving.gateway.exchange import parse_json
 from irlops_serving.gateway.policy import CHAT, COMPLETIONS, Route
@@ -172,4 +173,6 @@ def explain(error: ValidationError, prefix: tuple[str, ...] = ()) -> ApiError:
     path = [str(part) for part in (*prefix, *fault["loc"]) if isinstance(part, int) or str(part).isidentifier()]
     kept = [part for part in path if part not in ("str", "int", "list", "dict", "nonempty")]
     param = ".".join(kept) or None
+    if fault["type"] == UNKNOWN_KEY:
+        return invalid_request(f"Unknown field {param}; /docs lists those there are.", param, "unknown_field")
     return invalid_request(f"Invalid value for {param or 'the body'}: {fault['msg']}.", param, "invalid_value")

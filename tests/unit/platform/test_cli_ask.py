@@ -107,6 +107,11 @@ async def test_an_impossible_number_of_candidates_is_refused_at_once(candidates:
     assert (result.exit_code, "--candidates" in result.output) == (2, True)
 
 
+async def test_an_empty_question_is_refused_before_anybody_is_asked() -> None:
+    result = await irlops(None, "ask", "  ", "--url", "http://127.0.0.1:9")
+    assert (result.exit_code, "The question is empty" in result.output) == (2, True)
+
+
 async def test_as_many_candidates_as_the_gateway_allows_may_be_asked_for() -> None:
     arguments = ("ask", "What is 2 + 2?", "--url", "http://127.0.0.1:9", "--candidates", str(MAX_CANDIDATES))
     assert (await irlops(None, *arguments)).exit_code == 200  # nobody is there, but the number was taken
