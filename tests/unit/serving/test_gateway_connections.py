@@ -1,12 +1,15 @@
 """The gateway's own HTTP client, before a server that says exactly what a test tells it to."""
 
 import asyncio
+import ssl
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from irlops_serving.gateway import connections
 from irlops_serving.gateway.connections import ConnectionLostError, ConnectionPool, NotConnectedError
+from support.certificates import self_signed
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -220,3 +223,26 @@ async def test_a_name_and_password_in_the_address_are_sent_as_basic_credentials(
     server.close()
     # base64 of "ana:pw"
     assert b"\r\nauthorization: Basic YW5hOnB3\r\n" in script.requests[0][0]
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_server_with_tls_is_spoken_to_only_when_its_certificate_is_known(tmp_path, loop_factory):
+    certificate, key = self_signed(tmp_path)
+
+    async def ask(trusting):
+        served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        served.load_cert_chain(certificate, key)
+        script = Script([OK], [OK])
+        server = await asyncio.start_server(script.serve, "127.0.0.1", 0, ssl=served)
+        pool = ConnectionPool(f"https://localhost:{server.sockets[0].getsockname()[1]}", 5.0, trusting, {})
+        try:
+            return [await read_all(pool, 5.0), await read_all(pool, 5.0)], script.num_connections
+        finally:
+            await pool.close()
+            server.close()
+            await asyncio.sleep(0.05)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(ask(ssl.create_default_context(cafile=certificate))) == ([(200, b"ok")] * 2, 1)
+        with pytest.raises(NotConnectedError, match="certificate verify failed"):
+            runner.run(ask(ssl.create_default_context()))
