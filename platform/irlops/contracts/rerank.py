@@ -94,7 +94,7 @@ class StepReward(_Body):
     start: int
     end: int
     reward: float
-    """Mean reward of its tokens."""
+    """Of its tokens, aggregated as the pair's calibration aggregates a solution's."""
 
 
 class SuspectedError(_Body):

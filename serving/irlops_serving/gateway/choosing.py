@@ -83,7 +83,7 @@ class Chooser:
         # One candidate whose tokens can't be placed does not cost the others their answer.
         spans = self.policy.spans_of(draft) if with_tokens and rewards is not None else None
         tokens = token_rewards(draft.text, spans, rewards, self.plan.gamma) if spans and rewards else None
-        steps = step_rewards(draft.text, spans, rewards) if spans and rewards else None
+        steps = step_rewards(draft.text, spans, rewards, self.calibration) if spans and rewards else None
         reward = aggregate(rewards, self.plan.aggregation, self.plan.gamma) if rewards else None
         return RerankCandidate(
             index=draft.index,

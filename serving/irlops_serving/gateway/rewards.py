@@ -111,7 +111,7 @@ def _item(
     backends: Backends,
 ) -> ItemRewards:
     calibration = backends.pair.calibration
-    steps = step_rewards(item.solution, spans, rewards)
+    steps = step_rewards(item.solution, spans, rewards, calibration)
     tokens = None
     if request.granularity == "token":
         tokens = token_rewards(item.solution, spans, rewards, calibration.gamma)

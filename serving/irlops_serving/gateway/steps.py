@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from irlops.contracts.rerank import StepReward, SuspectedError, TokenReward
-from irlops.selection import Calibration
+from irlops.selection import Calibration, aggregate
 from irlops.steps import segment_steps
 from irlops_serving.gateway.tokens import Spans
 
@@ -27,8 +27,12 @@ def token_rewards(text: str, spans: Spans, rewards: Sequence[float], gamma: floa
     ]
 
 
-def step_rewards(text: str, spans: Spans, rewards: Sequence[float], first_index: int = 0) -> list[StepReward]:
-    """Mean reward of each step's tokens; a token belongs to the step it ends in, an empty one to the last."""
+def step_rewards(text: str, spans: Spans, rewards: Sequence[float], calibration: Calibration) -> list[StepReward]:
+    """The reward of each step; a token belongs to the step it ends in, an empty one to the last.
+
+    A step's tokens become one number as a solution's do for ``calibration``, so that its bias, at which chances are even,
+    bounds a step as it bounds a solution: in a mean, one wrong digit would drown among the right ones around it.
+    """
     steps = segment_steps(text)
     groups: list[list[float]] = [[] for _ in steps]
     step = 0
@@ -38,7 +42,11 @@ def step_rewards(text: str, spans: Spans, rewards: Sequence[float], first_index:
         groups[step].append(reward)
     return [
         StepReward(
-            index=first_index + index, text=text[start:end], start=start, end=end, reward=sum(group) / len(group)
+            index=index,
+            text=text[start:end],
+            start=start,
+            end=end,
+            reward=aggregate(group, calibration.aggregation, calibration.gamma),
         )
         for index, ((start, end), group) in enumerate(zip(steps, groups, strict=True))
         if group

@@ -147,7 +147,7 @@ class _Writer:
         if spans is None:
             raise self._backends.policy.cannot_place()
         rewards = (await self._backends.critic.score([TokenizedSolution(self._sampling.prompt_ids, ids)]))[0]
-        scored = step_rewards(text, spans, rewards)
+        scored = step_rewards(text, spans, rewards, self._backends.pair.calibration)
         ends = [end for _, end in spans]
         for step in scored[self._steps_told : complete]:
             last = max(index for index, end in enumerate(ends) if end <= step.end) + 1

@@ -2,6 +2,7 @@
 
 import pytest
 
+from irlops.selection import Calibration
 from irlops_serving.gateway.steps import discounted_returns, segment_steps, step_rewards, suspected_first_error
 
 
@@ -38,18 +39,41 @@ def test_a_return_is_the_reward_plus_the_discounted_rest():
     assert discounted_returns([1.0, 2.0, 4.0], gamma=0.5) == [3.0, 4.0, 4.0]
 
 
-def test_a_step_has_the_mean_reward_of_its_tokens():
-    text = "a b\nc"
-    steps = step_rewards(text, [(0, 1), (1, 3), (3, 4), (4, 5), (5, 5)], [1.0, 2.0, 6.0, -1.0, -3.0])
-    # (1 + 2 + 6) / 3 = 3; the end-of-turn token belongs to the last step: (-1 - 3) / 2 = -2
-    assert [(step.text, step.reward) for step in steps] == [("a b\n", 3.0), ("c", -2.0)]
+MEAN = Calibration(aggregation="mean")
+SPANS = [(0, 1), (1, 3), (3, 4), (4, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "rewards"),
+    [
+        # (1 + 2 + 6) / 3 = 3; the end-of-turn token belongs to the last step: (-1 - 3) / 2 = -2
+        ("mean", [3.0, -2.0]),
+        ("min", [1.0, -3.0]),
+        # sigmoid of 1, 2, 6: .731059 x .880797 x .997527 = .642322, log-odds .585457; of -1, -3: .268941 x .047426 =
+        # .012755, log-odds -4.349012
+        ("product", [0.585457, -4.349012]),
+    ],
+)
+def test_a_steps_tokens_become_one_number_as_a_solutions_do(aggregation, rewards):
+    steps = step_rewards("a b\nc", SPANS, [1.0, 2.0, 6.0, -1.0, -3.0], Calibration(aggregation=aggregation))
+    assert [step.text for step in steps] == ["a b\n", "c"]
+    assert [step.reward for step in steps] == pytest.approx(rewards, abs=1e-5)
+
+
+def test_one_wrong_digit_among_right_tokens_is_suspected():
+    # As a critic that learned by `some_token` rewards "21*2=43": every token but one reads like an expert's.
+    rewards = [7.0] * 6 + [-5.5]
+    steps = step_rewards(
+        "21*2=43", [(i, i + 1) for i in range(7)], rewards, Calibration(aggregation="product", bias=-1.6)
+    )
+    assert suspected_first_error(steps, threshold=-1.6).step == 0
 
 
 def test_the_suspected_first_error_is_the_first_step_below_the_threshold():
-    steps = step_rewards("a\nb\nc", [(0, 2), (2, 4), (4, 5)], [1.0, -0.5, -2.0])
+    steps = step_rewards("a\nb\nc", [(0, 2), (2, 4), (4, 5)], [1.0, -0.5, -2.0], MEAN)
     suspected = suspected_first_error(steps, threshold=0.0)
     assert (suspected.step, suspected.start, suspected.end, suspected.reward) == (1, 2, 4, -0.5)
 
 
 def test_nothing_is_suspected_when_every_step_reads_like_an_experts():
-    assert suspected_first_error(step_rewards("a", [(0, 1)], [0.1]), threshold=0.0) is None
+    assert suspected_first_error(step_rewards("a", [(0, 1)], [0.1], MEAN), threshold=0.0) is None
