@@ -23,8 +23,12 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until it is over; restarted pods included.")
     ] = False,
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")
+    ] = None,
 ) -> None:
     """Show what all workers of a cluster's job or pipeline print.
 

@@ -90,7 +90,9 @@ def show(ref: Ref, tracking_uri: TrackingUri = None, as_json: AsJson = False) ->
 @app.command()
 def promote(
     ref: Ref,
-    alias: Annotated[str, typer.Option("--as", metavar="ALIAS", help="champion (what is served) or challenger.")] = "champion",
+    alias: Annotated[
+        str, typer.Option("--as", metavar="ALIAS", help="champion (what is served) or challenger.")
+    ] = "champion",
     gates: Gates = None,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
@@ -118,11 +120,17 @@ def rollback(tracking_uri: TrackingUri = None, as_json: AsJson = False) -> None:
 @app.command()
 def register(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a run with policy/ and critic/ in it.")],
-    policy: Annotated[Path | None, typer.Option(metavar="DIR", help="The policy, when it is not FOLDER/policy.")] = None,
-    critic: Annotated[Path | None, typer.Option(metavar="DIR", help="The critic, when it is not FOLDER/critic.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The policy, when it is not FOLDER/policy.")
+    ] = None,
+    critic: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The critic, when it is not FOLDER/critic.")
+    ] = None,
     policy_uri: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Where the same files lie for good (pvc://, s3://, hf://); nothing is copied then."),
+        typer.Option(
+            metavar="URI", help="Where the same files lie for good (pvc://, s3://, hf://); nothing is copied then."
+        ),
     ] = None,
     critic_uri: Annotated[str | None, typer.Option(metavar="URI", help="The same for the critic.")] = None,
     evaluation: Annotated[

@@ -36,8 +36,12 @@ class CriticServer(StrEnum):
 def serve(
     pair: Annotated[str, typer.Option(metavar="REF", help="champion, challenger, 7, run:ID or a folder.")] = "champion",
     port: Annotated[int, typer.Option(metavar="N", help="The gateway's port; 0 takes a free one.")] = DEFAULT_PORT,
-    policy_port: Annotated[int | None, typer.Option(metavar="N", help="The policy's port; by default a free one.")] = None,
-    critic_port: Annotated[int | None, typer.Option(metavar="N", help="The critic's port; by default a free one.")] = None,
+    policy_port: Annotated[
+        int | None, typer.Option(metavar="N", help="The policy's port; by default a free one.")
+    ] = None,
+    critic_port: Annotated[
+        int | None, typer.Option(metavar="N", help="The critic's port; by default a free one.")
+    ] = None,
     policy_backend: Annotated[
         PolicyServer, typer.Option(help="Runs the policy; auto takes vLLM where it is installed.")
     ] = PolicyServer.auto,
@@ -46,7 +50,9 @@ def serve(
         str | None,
         typer.Option(
             "--tracking-uri",
-            metavar="URL", envvar="MLFLOW_TRACKING_URI", help="MLflow server; without one, an embedded one."
+            metavar="URL",
+            envvar="MLFLOW_TRACKING_URI",
+            help="MLflow server; without one, an embedded one.",
         ),
     ] = None,
 ) -> None:

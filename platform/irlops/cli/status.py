@@ -24,8 +24,12 @@ _COLOURS = {
 
 
 def status(
-    namespace: Annotated[str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")] = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")
+    ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """List a cluster's pipelines and training jobs, and where they stand."""

@@ -48,16 +48,26 @@ def train(
     tracking_uri: Annotated[
         str | None,
         typer.Option(
-            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URL", help="--local: MLflow server; without one, an embedded one."
+            "--tracking-uri",
+            envvar="MLFLOW_TRACKING_URI",
+            metavar="URL",
+            help="--local: MLflow server; without one, an embedded one.",
         ),
     ] = None,
     kind: Annotated[
-        JobKind, typer.Option("--as", metavar="KIND", help="pytorchjob, or trainjob for Kubeflow Trainer v2: printed, or with --cluster submitted.")
+        JobKind,
+        typer.Option(
+            "--as",
+            metavar="KIND",
+            help="pytorchjob, or trainjob (Kubeflow Trainer v2): printed, with --cluster submitted.",
+        ),
     ] = JobKind.PYTORCHJOB,
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", metavar="NAME", help="--cluster: by default the kubeconfig's.")
     ] = None,
-    kubeconfig: Annotated[Path | None, typer.Option(metavar="FILE", help="--cluster: by default KUBECONFIG or ~/.kube/config.")] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="--cluster: by default KUBECONFIG or ~/.kube/config.")
+    ] = None,
 ) -> None:
     """Run a PyTorchJob manifest, on this machine or on a cluster.
 

@@ -106,7 +106,9 @@ def _job_document(manifest: TrainingManifest, name: str, key: str) -> Any:
     try:
         return yaml.safe_load(content[key])
     except yaml.YAMLError as error:
-        raise ConfigError(f"{key} in the ConfigMap {name} of {manifest.path} is not YAML: {explain_yaml(error)}.") from error
+        raise ConfigError(
+            f"{key} in the ConfigMap {name} of {manifest.path} is not YAML: {explain_yaml(error)}."
+        ) from error
 
 
 def _set(document: Any, dotted: str, value: Any, *, origin: str) -> None:

@@ -41,11 +41,12 @@ async def test_ask_shows_the_chosen_solution_the_votes_and_every_candidate() -> 
 async def test_a_solution_that_was_written_often_takes_one_line_with_its_number() -> None:
     async with rig(policy={"solutions": (WRONG, RIGHT, RIGHT)}) as running:
         result = await irlops(running, "ask", "What is 2 + 2?", "--candidates", "6", "--selector", "majority")
-    lines = result.output.partition("candidates\n")[2].splitlines()
-    assert [line.split()[:2] == ["→", "1"] for line in lines].count(True) == 1
-    assert [line for line in lines if " 4 " in line and "####" in line][0].count("####") == 1
-    # Six samples of three solutions in turn: the right one four times, the wrong one twice.
-    assert len(lines) == 1 + 2, result.output
+    heading, *lines = result.output.partition("candidates\n")[2].splitlines()
+    assert heading.split() == ["#", "reward", "answer", "tokens", "times", "solution"]
+    # Six samples, three solutions in turn: the right one four times (first as candidate 1), the wrong one twice.
+    cells = {line.replace("→", " ").split()[0]: line.replace("→", " ").split() for line in lines}
+    assert {index: row[4] for index, row in cells.items()} == {"0": "2", "1": "4"}
+    assert [line.split()[1] for line in lines if "→" in line] == ["1"]
 
 
 async def test_a_pair_without_versions_is_called_unversioned() -> None:

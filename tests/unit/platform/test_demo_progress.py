@@ -51,7 +51,9 @@ def test_an_evaluation_counts_the_policies_it_has_sampled_from() -> None:
 
 
 def test_an_evaluation_says_how_far_its_sampling_is_and_what_it_looks_for_last() -> None:
-    progress = after("evaluate-tiny: sft solves 250 test problems, 16 times each", "sampled 32 of 125 problems", total=4)
+    progress = after(
+        "evaluate-tiny: sft solves 250 test problems, 16 times each", "sampled 32 of 125 problems", total=4
+    )
     assert (progress.done, progress.total, progress.text) == (1, 4, "sampling: 26% of the problems")
     progress.read("evaluate-tiny: looking for the known first error of 256 corrupted solutions")
     assert (progress.done, progress.text) == (1, "looking for the first error of 256 corrupted solutions")

@@ -37,9 +37,7 @@ def test_either_alone_is_fine(changes: dict):
 def test_an_unknown_key_is_named_with_the_one_that_was_probably_meant(changes: dict, told: str):
     with pytest.raises(ConfigError) as refused:
         parse_job(miniature("sft", **changes), origin="sft.yaml")
-    assert str(refused.value) == (
-        f"sft.yaml is not a valid job file: {told}. The keys are described in docs/jobs.md."
-    )
+    assert str(refused.value) == (f"sft.yaml is not a valid job file: {told}. The keys are described in docs/jobs.md.")
 
 
 def test_a_file_that_breaks_off_is_told_by_line_and_column(tmp_path: Path):

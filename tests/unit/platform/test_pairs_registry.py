@@ -206,7 +206,7 @@ def test_an_empty_registry_has_no_pairs_and_no_problems(registry: PairRegistry) 
     assert (registry.list(), registry.problems(), registry.promotions()) == ([], [], [])
     with pytest.raises(PairError, match="No pair is champion"):
         registry.rollback()
-    with pytest.raises(PairError, match="No pair is registered in .* yet. `irlops demo` makes a first one"):
+    with pytest.raises(PairError, match=r"No pair is registered in .* yet\. `irlops demo` makes a first one"):
         registry.resolve("champion")
 
 
