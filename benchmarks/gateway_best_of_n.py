@@ -63,10 +63,16 @@ def _rerank(gateway: str, place: int, max_tokens: int) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def _served(pair: Path, backend: Any, critic_backend: Any) -> Iterator[tuple[str, str]]:
+def _served(pair: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from irlops.local.serve import serve_pair
 
-    with serve_pair(pair / "policy", pair / "critic", backend=backend, critic_backend=critic_backend) as servers:
+    with serve_pair(
+        pair / "policy",
+        pair / "critic",
+        backend=options.backend,
+        critic_backend=options.critic_backend,
+        critic_dtype=options.critic_dtype,
+    ) as servers:
         servers.wait_until_ready()
         yield servers.urls.policy, servers.urls.gateway
 
@@ -94,6 +100,7 @@ def main() -> None:
     where.add_argument("--urls", nargs=2, metavar=("POLICY", "GATEWAY"), help="servers of a pair that runs already")
     parser.add_argument("--backend", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--critic-backend", choices=["kserve", "vllm"], default="kserve")
+    parser.add_argument("--critic-dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--questions", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--at-once", type=int, default=1, help="requests at the same time")
@@ -101,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     served = contextlib.nullcontext(options.urls) if options.urls else None
     pair = _untrained_smollm2 if options.smollm2 else lambda: options.pair or short_pair()
-    with served or _served(pair(), options.backend, options.critic_backend) as (policy, gateway):
+    with served or _served(pair(), options) as (policy, gateway):
         _report(_measure(policy, gateway, options), options)
 
 

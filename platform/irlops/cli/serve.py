@@ -33,6 +33,11 @@ class CriticServer(StrEnum):
     vllm = "vllm"
 
 
+class CriticDtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 def serve(
     pair: Annotated[str, typer.Option(metavar="REF", help="champion, challenger, 7, run:ID or a folder.")] = "champion",
     port: Annotated[int, typer.Option(metavar="N", help="The gateway's port; 0 takes a free one.")] = DEFAULT_PORT,
@@ -46,6 +51,9 @@ def serve(
         PolicyServer, typer.Option(help="Runs the policy; auto takes vLLM where it is installed.")
     ] = PolicyServer.auto,
     critic_backend: Annotated[CriticServer, typer.Option(help="Runs the critic.")] = CriticServer.kserve,
+    critic_dtype: Annotated[
+        CriticDtype, typer.Option(help="bfloat16 halves the critic's time; rewards differ in the second digit.")
+    ] = CriticDtype.float32,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +80,7 @@ def serve(
                 ports=Ports(gateway=port, policy=policy_port, critic=critic_port),
                 backend=policy_backend.value,
                 critic_backend=critic_backend.value,
+                critic_dtype=critic_dtype.value,
                 versions=_versions(wanted),
             )
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,8 @@ class TokenScorer:
         """
         self.critic = critic
         self._model = critic.model
+        # In float32 whatever the weights are: rounded to bfloat16, rewards of different candidates would tie.
+        self._head: torch.nn.Module = critic.model.score.float()  # pyright: ignore[reportAttributeAccessIssue]
         self._max_batch_tokens = max_batch_tokens
         # Sliding windows drop old keys, so a shared beginning could not be continued.
         self._can_share = all(type(layer) is DynamicLayer for layer in DynamicCache(config=self._model.config).layers)
@@ -104,23 +107,25 @@ class TokenScorer:
                 alone.extend(group.members)
         for members in self._batches(alone, sequences):
             padded = _pad([sequences[index] for index in members])
-            logits = self._model(input_ids=padded, use_cache=False).logits
+            logits = self._logits(input_ids=padded, use_cache=False)
             _keep(logits, members, sequences, rewards, num_shared=0)
         return rewards
 
     def _score_group(self, group: Group, sequences: Sequence[Tokens], rewards: list[Rewards]) -> None:
         beginning = torch.from_numpy(sequences[group.members[0]][: group.num_shared]).unsqueeze(0)
         cache = DynamicCache(config=self._model.config)
-        shared_logits = self._model(input_ids=beginning, past_key_values=cache, use_cache=True).logits
+        shared_logits = self._logits(input_ids=beginning, past_key_values=cache, use_cache=True)
         shared_rewards = shared_logits[0, :, 0].float().numpy()
         for members in self._batches(group.members, sequences):
             padded = _pad([sequences[index][group.num_shared :] for index in members])
-            logits = self._model(
-                input_ids=padded, past_key_values=self._repeat(cache, len(members)), use_cache=True
-            ).logits
+            logits = self._logits(input_ids=padded, past_key_values=self._repeat(cache, len(members)), use_cache=True)
             _keep(logits, members, sequences, rewards, group.num_shared)
         for index in group.members:
             rewards[index][: group.num_shared] = shared_rewards
+
+    def _logits(self, **inputs: Any) -> torch.Tensor:
+        """(B, T, 1) float32."""
+        return self._head(self._model.base_model(**inputs).last_hidden_state.float())
 
     def _repeat(self, cache: DynamicCache, count: int) -> DynamicCache:
         repeated = DynamicCache(config=self._model.config)

@@ -59,6 +59,17 @@ def test_a_head_bias_moves_every_reward_by_as_much(tmp_path: Path, scorer: Token
     np.testing.assert_allclose(shifted.score(tokens)[0], scorer.score(tokens)[0] + 1.0, atol=2e-5)
 
 
+def test_half_precision_weights_move_rewards_a_little_and_makes_no_ties(critic_dir: Path, scorer: TokenScorer):
+    sequences = [_random_tokens(60, seed=seed) for seed in range(4)]
+    halved = TokenScorer(load_critic(critic_dir, precision="bfloat16")).score(sequences)
+    exact = scorer.score(sequences)
+    for one, other in zip(halved, exact, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.15)
+        assert not np.array_equal(one, other)
+    # A bfloat16 has 8 bits for digits, so rewards rounded to it would often be the same ones.
+    assert len(np.unique(np.concatenate(halved))) == len(np.unique(np.concatenate(exact)))
+
+
 def test_identical_candidates_share_all_but_their_last_token():
     same = _random_tokens(50, seed=2)
     assert group_by_beginning([same, same.copy(), same.copy()]) == [Group((0, 1, 2), num_shared=49)]
