@@ -384,7 +384,8 @@ class GateStatus(Part):
     metric: str
     passed: bool
     value: float | None = None
-    message: str = ""
+    message: str | None = None
+    """Why it failed."""
 
 
 class HistoryEntry(Part):

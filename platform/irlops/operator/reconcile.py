@@ -136,7 +136,7 @@ def _judge_pair(o: Observed, spec: PipelineSpec, run: str, settings: OperatorSet
         message = f"{versions_label(pair.versions)} is registered. {o.registry.alias_problem}"
         return Verdict("Gating", "AliasTorn", message, look_again_s=60)
     gates = _gate_results(o, spec, pair)
-    failed = [gate.message for gate in gates if not gate.passed]
+    failed = [gate.message or gate.metric for gate in gates if not gate.passed]
     if failed:
         missing = pair.evaluation is None or any(gate.value is None for gate in gates if not gate.passed)
         reason = "GateMetricMissing" if missing else "GateFailed"
@@ -190,7 +190,8 @@ def _gate_results(o: Observed, spec: PipelineSpec, pair: RegisteredPair) -> list
     for gate in spec.gates:
         failed = failed_gates(pair.evaluation, [gate.against(compared)])
         value = pair.evaluation.metrics.get(gate.metric) if pair.evaluation else None
-        results.append(GateStatus(metric=gate.metric, passed=not failed, value=value, message="; ".join(failed)[:1000]))
+        why = "; ".join(failed)[:1000] or None
+        results.append(GateStatus(metric=gate.metric, passed=not failed, value=value, message=why))
     return results
 
 
