@@ -94,9 +94,11 @@ CRITIC_COLUMNS: dict[str, Callable[[Body], float | None]] = {
     "Hit@1": lambda body: body["first_error"] and body["first_error"]["hit_at_1"],
     "chance": lambda body: body["first_error"] and body["first_error"]["chance"],
     "Hit@1 logprob": lambda body: body["first_error"] and body["first_error"]["logprob_hit_at_1"],
+    "Hit@1 both": lambda body: body["first_error"] and body["first_error"]["recovered_hit_at_1"],
     "own Hit@1": lambda body: body["first_own_error"] and body["first_own_error"]["hit_at_1"],
     "own chance": lambda body: body["first_own_error"] and body["first_own_error"]["chance"],
     "own Hit@1 logprob": lambda body: body["first_own_error"] and body["first_own_error"]["logprob_hit_at_1"],
+    "own Hit@1 both": lambda body: body["first_own_error"] and body["first_own_error"]["recovered_hit_at_1"],
 }
 
 

@@ -13,14 +13,15 @@ A rule turns the numbers of a trace's tokens into one guessed token:
 
 Ties go to the earliest. A guess is a hit when it is one of the corrupted tokens (``first_error_start`` to
 ``first_error_end``), so the chance of a random guess is their number over the trace's; its mean is exact, not drawn.
-One rule stands for all traces of an evaluation, the best one on corrupted dev solutions (``choose_rules``); rewards and
-log-probabilities each get the rule that suits them, so that the baseline is as strong as it can be.
+One rule stands for all traces of an evaluation, the best one on corrupted dev solutions (``choose_rules``); rewards,
+log-probabilities and their sum each get the rule that suits them, so that the baseline is as strong as it can be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from irlops_jobs.evaluation.carriers import CorruptedTrace, check_corrupted
 from irlops_jobs.evaluation.table import Floats
 
 DEFAULT_RULE = "lowest"
-_NONE = (Estimate(mean=None), Estimate(mean=None))
+_NONE = Estimate(mean=None)
 
 
 def _before_mean(values_T: Floats) -> Floats:
@@ -53,7 +54,7 @@ _RULES: dict[str, Callable[[Floats], Floats]] = {
 RULES = (*_RULES, "first_below")
 
 
-def guess_first_error(token_numbers: Sequence[float], rule: str, below: float | None = None) -> int:
+def guess_first_error(token_numbers: Sequence[float] | Floats, rule: str, below: float | None = None) -> int:
     """The token that a rule takes for the first error.
 
     Args:
@@ -75,8 +76,21 @@ class ChosenRules:
 
     reward: str = DEFAULT_RULE
     logprob: str = DEFAULT_RULE
+    recovered: str = DEFAULT_RULE
     reward_below: float | None = None
     logprob_below: float | None = None
+    recovered_below: float | None = None
+
+
+KINDS: dict[str, Callable[[CorruptedTrace], Floats]] = {
+    "reward": lambda trace: np.asarray(trace.token_rewards, np.float64),
+    "logprob": lambda trace: np.asarray(trace.token_logprobs, np.float64),
+    # The reward is log pi_E - log pi at the discriminator's optimum, so this is the expert's log-probability: AIRL's f.
+    "recovered": lambda trace: (
+        np.asarray(trace.token_rewards, np.float64) + np.asarray(trace.token_logprobs, np.float64)
+    ),
+}
+"""What a trace's tokens are judged by."""
 
 
 def choose_rules(dev: Sequence[CorruptedTrace]) -> ChosenRules:
@@ -89,18 +103,16 @@ def choose_rules(dev: Sequence[CorruptedTrace]) -> ChosenRules:
     usable = [trace for trace in dev if _has_error(trace)]
     if not usable:
         return ChosenRules()
-    rewards, logprobs = [trace.token_rewards for trace in usable], [trace.token_logprobs for trace in usable]
-    reward_below, logprob_below = _fit_threshold(rewards, usable), _fit_threshold(logprobs, usable)
-    reward, logprob = _hits(rewards, usable, reward_below), _hits(logprobs, usable, logprob_below)
-    return ChosenRules(
-        reward=max(RULES, key=lambda rule: reward[rule].sum()),
-        logprob=max(RULES, key=lambda rule: logprob[rule].sum()),
-        reward_below=reward_below,
-        logprob_below=logprob_below,
-    )
+    chosen: dict[str, Any] = {}
+    for kind, numbers_of in KINDS.items():
+        numbers = [numbers_of(trace) for trace in usable]
+        below = _fit_threshold(numbers, usable)
+        hits = _hits(numbers, usable, below)
+        chosen |= {kind: max(RULES, key=lambda rule: hits[rule].sum()), f"{kind}_below": below}
+    return ChosenRules(**chosen)
 
 
-def _fit_threshold(numbers: Sequence[Sequence[float]], traces: Sequence[CorruptedTrace]) -> float | None:
+def _fit_threshold(numbers: Sequence[Floats], traces: Sequence[CorruptedTrace]) -> float | None:
     """The middle of the thresholds with the most hits; None when no threshold hits any.
 
     A threshold hits a trace when it is above the lowest corrupted token's number and not above any number before.
@@ -125,7 +137,7 @@ def _fit_threshold(numbers: Sequence[Sequence[float]], traces: Sequence[Corrupte
 def localise(
     traces: Sequence[CorruptedTrace], *, rules: ChosenRules | None = None, seed: int, num_resamples: int = 1000
 ) -> FirstError | None:
-    """Hit@1 of the rewards and of the policy's log-probabilities beside exact chance; None without any trace.
+    """Hit@1 of the rewards, of the policy's log-probabilities and of their sum beside exact chance; None without any trace.
 
     Args:
         rules: Chosen on other traces than these.
@@ -138,38 +150,42 @@ def localise(
     rules = rules or ChosenRules()
     usable = [trace for trace in traces if _has_error(trace)]
     num_excluded = len(traces) - len(usable)
-    reward, logprob = (
-        _hits([t.token_rewards for t in usable], usable, rules.reward_below),
-        _hits([t.token_logprobs for t in usable], usable, rules.logprob_below),
-    )
+    hits = {
+        kind: _hits([numbers_of(t) for t in usable], usable, getattr(rules, f"{kind}_below"))
+        for kind, numbers_of in KINDS.items()
+    }
     bootstrap = Bootstrap.of(max(len(usable), 1), seed=seed, num_resamples=num_resamples)
-    headline, baseline = (
-        (bootstrap.mean(reward[rules.reward]), bootstrap.mean(logprob[rules.logprob])) if usable else _NONE
-    )
+    found = {kind: bootstrap.mean(hits[kind][getattr(rules, kind)]) if usable else _NONE for kind in KINDS}
     chances = [(t.first_error_end - t.first_error_start) / t.num_tokens for t in usable]
     return FirstError(
-        hit_at_1=headline.mean,
-        ci95=headline.ci95,
+        hit_at_1=found["reward"].mean,
+        ci95=found["reward"].ci95,
         chance=float(np.mean(chances)) if usable else None,
         num_traces=len(usable),
         rule=rules.reward,
-        threshold=rules.reward_below if rules.reward == "first_below" else None,
-        logprob_hit_at_1=baseline.mean,
-        logprob_ci95=baseline.ci95,
+        threshold=_threshold(rules, "reward"),
+        logprob_hit_at_1=found["logprob"].mean,
+        logprob_ci95=found["logprob"].ci95,
         logprob_rule=rules.logprob,
-        logprob_threshold=rules.logprob_below if rules.logprob == "first_below" else None,
+        logprob_threshold=_threshold(rules, "logprob"),
+        recovered_hit_at_1=found["recovered"].mean,
+        recovered_ci95=found["recovered"].ci95,
+        recovered_rule=rules.recovered,
+        recovered_threshold=_threshold(rules, "recovered"),
         num_excluded=num_excluded,
-        by_rule={r: {"reward": float(reward[r].mean()), "logprob": float(logprob[r].mean())} for r in RULES if usable},
+        by_rule={rule: {kind: float(hits[kind][rule].mean()) for kind in KINDS} for rule in RULES if usable},
     )
+
+
+def _threshold(rules: ChosenRules, kind: str) -> float | None:
+    return getattr(rules, f"{kind}_below") if getattr(rules, kind) == "first_below" else None
 
 
 def _has_error(trace: CorruptedTrace) -> bool:
     return 0 <= trace.first_error_start < trace.first_error_end <= trace.num_tokens
 
 
-def _hits(
-    numbers: Sequence[Sequence[float]], traces: Sequence[CorruptedTrace], below: float | None
-) -> dict[str, Floats]:
+def _hits(numbers: Sequence[Floats], traces: Sequence[CorruptedTrace], below: float | None) -> dict[str, Floats]:
     return {
         rule: np.array(
             [

@@ -153,6 +153,13 @@ def _localised(found: FirstError | None, name: str, what: str) -> list[dict[str,
             "says": "The same from the policy's own surprise, by the rule that suits it best: "
             f"{_rule(found.logprob_rule, found.logprob_threshold)}. Its least likely token, as published: {_number(published)}.",
         },
+        {
+            "name": "by both, the expert's log-probability",
+            "value": _number(found.recovered_hit_at_1),
+            "spread": _ends(found.recovered_ci95),
+            "says": "The same from reward plus log-probability, which is what the expert would write at that place, as far as the "
+            f"pair knows (AIRL's f). Rule: {_rule(found.recovered_rule, found.recovered_threshold)}.",
+        },
     ]
 
 
@@ -163,7 +170,7 @@ def _rule(name: str, threshold: float | None) -> str:
 def _rules(pair: Evaluation) -> list[dict[str, str]]:
     by_rule = pair.first_error.by_rule if pair.first_error else {}
     return [
-        {"name": name.replace("_", " "), "reward": _number(hits["reward"]), "logprob": _number(hits["logprob"])}
+        {"name": name.replace("_", " "), **{kind: _number(hit) for kind, hit in hits.items()}}
         for name, hits in by_rule.items()
     ]
 

@@ -140,10 +140,17 @@ class FirstError(_Record):
     """The rule that suits log-probabilities best on dev solutions; ``by_rule`` has ``lowest``, as published."""
     logprob_threshold: float | None = None
     logprob_ci95: tuple[float, float] | None = None
+    recovered_hit_at_1: float | None = None
+    """The token's reward plus its log-probability under the policy as the score: the expert's log-probability at the
+    discriminator's optimum, which AIRL calls f. Without the sum, a reward says how much more the expert would write a token
+    than the policy would, not how much."""
+    recovered_rule: str = "lowest"
+    recovered_threshold: float | None = None
+    recovered_ci95: tuple[float, float] | None = None
     num_excluded: int = 0
     """Traces whose error lies behind their last token."""
     by_rule: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """hit@1 of every rule, of ``reward`` and of ``logprob``."""
+    """hit@1 of every rule, of ``reward``, ``logprob`` and ``recovered``."""
 
 
 class SamplingPoint(_Record):

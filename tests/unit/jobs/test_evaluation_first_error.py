@@ -43,7 +43,10 @@ def test_hits_chance_and_the_log_probability_baseline_by_hand():
     assert found is not None
     assert (found.hit_at_1, found.chance, found.logprob_hit_at_1) == (0.5, 0.375, 0.5)
     assert (found.num_traces, found.ci95, found.rule) == (2, (0.0, 1.0), "lowest")
-    assert found.by_rule["lowest"] == {"reward": 0.5, "logprob": 0.5}
+    # Reward plus log-probability: -8, -2, 0, 0 guesses the first token, and 0, -8, -2, 0 the second; the error of the
+    # second trace is its first two.
+    assert found.by_rule["lowest"] == {"reward": 0.5, "logprob": 0.5, "recovered": 0.5}
+    assert (found.recovered_hit_at_1, found.recovered_rule) == (0.5, "lowest")
 
 
 def test_rules_are_chosen_on_other_traces_for_rewards_and_log_probabilities_each():
