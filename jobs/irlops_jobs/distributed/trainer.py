@@ -40,7 +40,7 @@ class Trainer:
     def __init__(
         self, scorer: nn.Module, config: OptimizerConfig, runtime: Runtime, *, num_steps: int, sharding: str = "ddp"
     ) -> None:
-        self.scorer = scorer.to(runtime.device)
+        self.scorer = scorer.to(runtime.device).eval()
         self.runtime = runtime
         self._config = config
         self._num_steps = num_steps
@@ -50,7 +50,7 @@ class Trainer:
         self._num_skipped_in_a_row = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A pass without gradients through the wrapped module."""
+        """A pass without gradients or dropout through the wrapped module."""
         with torch.no_grad():
             return self._wrapped(*args, **kwargs)
 
@@ -67,12 +67,7 @@ class Trainer:
             DivergenceError: several steps in a row had to be left out.
         """
         self._set_learning_rate()
-        loss_sum = 0.0
-        for index, batch in enumerate(batches):
-            with self._sync_only_at(last=index == len(batches) - 1):
-                loss = loss_of(self._wrapped, batch)
-                (loss * self.runtime.world_size).backward()
-            loss_sum += float(loss.detach())
+        loss_sum = self._accumulate(batches, loss_of)
         parameters = [parameter for parameter in self.scorer.parameters() if parameter.requires_grad]
         norm = float(_full(nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)))
         finite = math.isfinite(norm)
@@ -86,6 +81,18 @@ class Trainer:
         if not finite:
             self._report_skipped(loss_total, norm)
         return {"loss": loss_total, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+
+    def _accumulate(self, batches: Sequence[Batch], loss_of: Callable[[nn.Module, Batch], Tensor]) -> float:
+        """Gradients of all batches; returns the sum of this process's losses. Dropout is on here and nowhere else."""
+        loss_sum = 0.0
+        self.scorer.train()
+        for index, batch in enumerate(batches):
+            with self._sync_only_at(last=index == len(batches) - 1):
+                loss = loss_of(self._wrapped, batch)
+                (loss * self.runtime.world_size).backward()
+            loss_sum += float(loss.detach())
+        self.scorer.eval()
+        return loss_sum
 
     def _report_skipped(self, loss: float, norm: float) -> None:
         seen = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {self._config.learning_rate:g}"

@@ -142,8 +142,10 @@ class FrozenReference:
 
     def __init__(self, scorer: PolicyScorer, trainer: Trainer, *, adapters_off: bool) -> None:
         self.runtime = trainer.runtime
-        self._scorer = scorer.to(trainer.runtime.device).eval().requires_grad_(adapters_off)
+        self._scorer = scorer.to(trainer.runtime.device)
         self._adapters_off = adapters_off
+        if not adapters_off:  # the policy's own scorer is left as it is: which of its weights learn is settled
+            self._scorer.eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, *args: object) -> tuple[Tensor, Tensor]:
