@@ -23,13 +23,13 @@ def add_layers(critic: PreTrainedModel, num_layers: int, *, seed: int) -> PreTra
     backbone = getattr(critic, critic.base_model_prefix)
     layers: nn.ModuleList = backbone.layers
     like = layers[-1]
+    if getattr(critic.config, "layer_types", None):  # a new layer looks its kind of attention up there
+        critic.config.layer_types = [*critic.config.layer_types, *[critic.config.layer_types[-1]] * num_layers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(num_layers):
             layers.append(_fresh_layer(like, critic, index=len(layers)))
     critic.config.num_hidden_layers = len(layers)
-    if getattr(critic.config, "layer_types", None):
-        critic.config.layer_types = [*critic.config.layer_types, *[critic.config.layer_types[-1]] * num_layers]
     return critic
 
 
