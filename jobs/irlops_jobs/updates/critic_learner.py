@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from irlops.contracts.jobs import AirlJob
 from irlops_jobs.demonstrations.perturbations import PerturbationMix, perturb_positives, token_span
+from irlops_jobs.demonstrations.steps import step_ends
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.expert_rows import ExpertState
 from irlops_jobs.rewards.running import RunningScale
@@ -261,15 +262,3 @@ class CriticLearner:
             LabelledQuestion(tuple(prompt), tuple(LabelledTrace(tuple(ids), *rest) for ids, *rest in traces))
             for prompt, traces in state["replay"]
         ]
-
-
-def step_ends(tokenizer: PreTrainedTokenizerBase, solution_ids: Sequence[int]) -> list[int]:
-    """Index of the last token of each line of a solution; the last token always ends a step."""
-    text_so_far = ""
-    ends: list[int] = []
-    for index in range(len(solution_ids)):
-        piece = tokenizer.decode(list(solution_ids[index : index + 1]))
-        text_so_far += piece  # pyright: ignore[reportOperatorIssue] - one list decodes to one text
-        if "\n" in piece:
-            ends.append(index)
-    return sorted({*ends, len(solution_ids) - 1})
