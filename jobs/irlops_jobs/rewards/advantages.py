@@ -70,11 +70,14 @@ def group_advantages(
         used_G: (G,) bool, samples that take part (truncated ones may not); the rest get advantage 0.
     Returns:
         (G, T) float32, or None when the group teaches nothing: fewer than two samples take part, or their trace
-        rewards spread less than ``policy.min_group_std`` (dividing by such a spread would blow noise up).
+        rewards (``discounted_dense``: their last tokens') spread less than ``policy.min_group_std``: dividing by such
+        a spread would blow noise up.
     """
     trace_G = aggregate_rewards(reward_GT, mask_GT, aggregation=reward.aggregation, gamma=reward.gamma)
+    last_G = aggregate_rewards(reward_GT, mask_GT, aggregation="last", gamma=reward.gamma)
     baseline_G = trace_G[used_G]
-    if len(baseline_G) < 2 or not float(baseline_G.std()) >= policy.min_group_std:  # NaN has no spread either
+    has_dense = _spreads(last_G[used_G], policy)
+    if not _spreads(baseline_G, policy) or (policy.advantage == "discounted_dense" and not has_dense):
         return None
     match policy.advantage:
         case "grpo":
@@ -88,10 +91,14 @@ def group_advantages(
             advantage_GT = centred_dense_advantages(reward_GT, mask_GT, gamma=reward.gamma, used_G=used_G)
         case _:
             advantage_GT = dense_advantages(reward_GT, mask_GT, gamma=reward.gamma, used_G=used_G)
-    if policy.dense_weight > 0:
+    if policy.dense_weight > 0 and has_dense:
         dense_GT = dense_advantages(reward_GT, mask_GT, gamma=reward.gamma, used_G=used_G)
         advantage_GT = advantage_GT + policy.dense_weight * dense_GT
     return advantage_GT * used_G[:, None]
+
+
+def _spreads(value_G: Tensor, policy: PolicyConfig) -> bool:
+    return len(value_G) > 1 and float(value_G.std()) >= policy.min_group_std  # NaN has no spread either
 
 
 def dense_advantages(reward_GT: Tensor, mask_GT: Tensor, *, gamma: float, used_G: Tensor) -> Tensor:

@@ -79,6 +79,32 @@ def test_dense_advantages_differ_from_token_to_token():
     assert result[0].tolist() == pytest.approx([0.5 / 3.5356, 1.5 / 3.5356, 2.5 / 3.5356], abs=1e-4)
 
 
+def test_dense_advantages_join_a_traces_own_by_their_weight():
+    result = _advantages(PolicyConfig(advantage="dr_grpo", dense_weight=0.5), gamma=0.0)
+    # 0.5 and -0.5 a trace; half of (r - 0.5) / 3.5356 beside it
+    assert result[0].tolist() == pytest.approx(
+        [0.5 + 0.25 / 3.5356, 0.5 + 0.75 / 3.5356, 0.5 + 1.25 / 3.5356], abs=1e-4
+    )
+    assert result[1].tolist() == pytest.approx([-0.5 + 1.75 / 3.5356, -0.5 - 1.25 / 3.5356, 0.0], abs=1e-4)
+
+
+def test_last_tokens_that_all_read_alike_are_not_divided_by_their_spread():
+    rewards, mask = torch.tensor([[-2.0, 2.0], [1.0, 2.0]]), torch.ones(2, 2, dtype=torch.bool)  # both end at the clip
+    settings = {"reward": RewardConfig(aggregation="min"), "used_G": EVERYBODY}
+    published, beside = PolicyConfig(advantage="discounted_dense"), PolicyConfig(advantage="dr_grpo", dense_weight=0.5)
+    assert group_advantages(rewards, mask, policy=published, **settings) is None
+    result = group_advantages(rewards, mask, policy=beside, **settings)
+    assert result is not None
+    assert result.tolist() == [[-1.5, -1.5], [1.5, 1.5]]  # lowest -2 and 1: mean -0.5, and nothing dense beside it
+
+
+def test_a_spread_below_the_least_one_is_none():
+    rewards, mask = torch.tensor([[1.0], [1.02]]), torch.ones(2, 1, dtype=torch.bool)  # std 0.0141
+    settings = {"reward": RewardConfig(aggregation="mean"), "used_G": EVERYBODY}
+    assert group_advantages(rewards, mask, policy=PolicyConfig(min_group_std=0.02), **settings) is None
+    assert group_advantages(rewards, mask, policy=PolicyConfig(min_group_std=0.01), **settings) is not None
+
+
 def test_a_group_without_spread_teaches_nothing():
     rewards = torch.ones(3, 2)
     result = group_advantages(
