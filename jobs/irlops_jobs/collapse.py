@@ -23,7 +23,7 @@ class Verdict:
 
 
 class CollapseGuard:
-    """Judges checks; after ``patience`` unhealthy ones in a row it asks for the last healthy pair back.
+    """Judges checks; after ``patience`` unhealthy ones in a row, or when the last is one, it asks for the last healthy pair.
 
     The limits read what a collapse looks like before accuracy is gone: a critic that no longer sorts fresh samples,
     rewards that no longer differ within a question, samples that run out of tokens, a policy far from its warm start.
@@ -35,13 +35,18 @@ class CollapseGuard:
         self._best_accuracy = 0.0
         self.last_reasons = ""
 
-    def judge(self, metrics: Mapping[str, float]) -> Verdict:
-        """Judge ``dev/...`` and ``policy/...`` metrics of one check; what is not among them is not judged."""
+    def judge(self, metrics: Mapping[str, float], *, is_last: bool = False) -> Verdict:
+        """Judge ``dev/...`` and ``policy/...`` metrics of one check; what is not among them is not judged.
+
+        Args:
+            is_last: no check follows that could show better; there is nothing to be patient for.
+        """
         reasons = tuple(self._reasons(metrics))
         self._best_accuracy = max(self._best_accuracy, metrics.get("dev/accuracy", 0.0))
         self._num_unhealthy = self._num_unhealthy + 1 if reasons else 0
         self.last_reasons = "; ".join(reasons)
-        give_up = self._config.action == "rollback" and self._num_unhealthy >= self._config.patience
+        patience = 1 if is_last else self._config.patience
+        give_up = self._config.action == "rollback" and self._num_unhealthy >= patience
         return Verdict(not reasons, give_up, reasons)
 
     def _reasons(self, metrics: Mapping[str, float]) -> list[str]:
@@ -57,7 +62,8 @@ class CollapseGuard:
         return [
             f"{name} {metrics[key]:.3f} is {side} {limit:.3f}"
             for key, name, limit, side in rules
-            if key in metrics and (metrics[key] < limit if side == "below" else metrics[key] > limit)
+            if key in metrics
+            and not (metrics[key] >= limit if side == "below" else metrics[key] <= limit)  # NaN is neither
         ]
 
     def state(self) -> dict[str, Any]:

@@ -122,14 +122,12 @@ class Loop:
             done = index + 1
             if done % job.evaluate_every == 0 or done == job.num_rounds:
                 metrics |= self.check(done)
-                verdict = guard.judge(metrics)
+                verdict = guard.judge(metrics, is_last=done == job.num_rounds)
                 for warning in verdict.warnings:
                     session.say(f"warning: round {done}: {warning}")
                 if verdict.is_healthy:
                     self._save(store, guard, done, pin=True)
-                elif verdict.should_roll_back and store.pinned_step() is not None:
-                    session.record(done, metrics | {"collapse/rolled_back": 1.0})
-                    self._roll_back(store, guard)
+                elif verdict.should_roll_back and self._rolled_back(store, guard, done, metrics):
                     return
             session.record(done, metrics)
             session.say(progress_line(done, job.num_rounds, metrics))
@@ -156,12 +154,18 @@ class Loop:
     def _save(self, store: CheckpointStore, guard: CollapseGuard, done: int, *, pin: bool = False) -> None:
         store.save(done, self.trainers, self.progress() | {"guard": guard.state()}, pin=pin)
 
-    def _roll_back(self, store: CheckpointStore, guard: CollapseGuard) -> None:
-        healthy = store.pinned_step()
-        store.load(healthy, self.trainers)  # pyright: ignore[reportArgumentType] - the caller checked
-        self.side.session.say(
+    def _rolled_back(self, store: CheckpointStore, guard: CollapseGuard, done: int, metrics: dict[str, float]) -> bool:
+        """Load the last healthy weights; False when no check has been healthy so far."""
+        session, healthy = self.side.session, store.pinned_step()
+        if healthy is None:
+            session.say(f"warning: round {done}: no check was healthy so far, so there is no pair to go back to.")
+            return False
+        session.record(done, metrics | {"collapse/rolled_back": 1.0})
+        store.load(healthy, self.trainers)
+        session.say(
             f"warning: training collapsed ({guard.last_reasons}); rolled back to the pair of round {healthy} and stopped."
         )
+        return True
 
 
 def progress_line(done: int, total: int, metrics: Mapping[str, float]) -> str:

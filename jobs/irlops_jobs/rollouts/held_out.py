@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -125,7 +126,7 @@ def _summary(values: dict[str, list[float]]) -> dict[str, float]:
         picked = [value for value, flag in zip(reward, right, strict=True) if flag == side]
         if picked:
             result[name] = fmean(picked)
-    if 0 < sum(right) < len(right):
+    if 0 < sum(right) < len(right) and all(map(math.isfinite, reward)):  # one NaN makes group_std NaN, which says it
         result["dev/auroc"] = float(roc_auc_score(right, reward))
         for name in AGGREGATIONS:
             result[f"dev/auroc_{name}"] = float(roc_auc_score(right, values[f"reward_{name}"]))

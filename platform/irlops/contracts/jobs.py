@@ -224,7 +224,7 @@ class CollapseConfig(Section):
     max_accuracy_drop: float = Field(default=0.15, ge=0, le=1)
     """Below the best agreement with expert answers seen so far on held-out questions."""
     patience: int = Field(default=2, ge=1)
-    """Unhealthy checks in a row before the run acts."""
+    """Unhealthy checks in a row before the run acts; the last check of a run needs no second one."""
     action: Literal["warn", "rollback"] = "rollback"
     """``rollback`` publishes the last healthy pair and stops."""
 

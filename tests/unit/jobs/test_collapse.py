@@ -33,9 +33,21 @@ def test_one_bad_check_is_a_warning_and_patience_ends_in_a_roll_back():
     assert [guard.judge(m).should_roll_back for m in (HEALTHY, bad, HEALTHY, bad, bad)] == [False] * 4 + [True]
 
 
+def test_the_last_check_needs_no_second_one_because_its_pair_would_be_published():
+    guard = CollapseGuard(CollapseConfig(patience=2))
+    guard.judge(HEALTHY)
+    assert guard.judge(HEALTHY | {"dev/auroc": 0.4}, is_last=True).should_roll_back
+    assert not CollapseGuard(CollapseConfig(patience=2)).judge(HEALTHY, is_last=True).should_roll_back
+
+
+@pytest.mark.parametrize("key", sorted(HEALTHY))
+def test_a_number_that_is_none_is_a_sign_of_collapse(key):
+    assert not CollapseGuard(CollapseConfig()).judge(HEALTHY | {key: float("nan")}).is_healthy
+
+
 def test_a_run_that_may_only_warn_never_rolls_back():
     guard = CollapseGuard(CollapseConfig(action="warn", patience=1))
-    assert not guard.judge(HEALTHY | {"dev/auroc": 0.1}).should_roll_back
+    assert not guard.judge(HEALTHY | {"dev/auroc": 0.1}, is_last=True).should_roll_back
 
 
 def test_a_resumed_guard_remembers_the_best_accuracy_and_its_patience():
