@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from irlops_jobs.evaluation.carriers import CorruptedTrace, ScoredProblem
 from irlops_jobs.evaluation.first_error import guess_first_error
+from irlops_jobs.evaluation.own_errors import first_difference
 from irlops_jobs.evaluation.style import drawn, say_nothing
 from irlops_jobs.evaluation.table import Floats
 from irlops_jobs.models.prompts import decode_solution
@@ -67,10 +68,13 @@ def pick_passages(
         )
         if right is None or wrong is None:
             continue
-        for sample, said in ((right, "right"), (wrong, "wrong")):
+        place = first_difference(wrong.token_ids, problem.only_solution_ids)
+        for sample, said, known in ((right, "right", None), (wrong, "wrong", place)):
             tokens = _spell(tokenizer, sample.token_ids)
             title = f"Policy's solution, {said}: answers {sample.answer}, expert {problem.gold}"
-            passages.append(Passage(title, tokens, tuple(sample.token_rewards)))
+            title += "" if known is None else "; its first error is framed"
+            span = None if known is None else (known, known + 1)
+            passages.append(Passage(title, tokens, tuple(sample.token_rewards), span))
         break
     for trace in (one for one in corrupted if one.token_ids):
         span = (trace.first_error_start, trace.first_error_end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,15 @@ def test_heatmaps_show_the_first_problem_with_both_and_mark_the_known_error():
     last = len(passages[2].tokens) - 1
     assert (passages[2].known_error, passages[2].guess) == ((last, last + 1), last)
     assert "".join(passages[2].tokens) == "2+3=6"
+
+
+def test_heatmaps_frame_the_first_error_of_a_wrong_sample_where_the_one_right_solution_is_known():
+    first, second = solved()
+    known = [replace(one, only_solution_ids=one.samples[0].token_ids) for one in (first, second)]
+    right, wrong = pick_passages(known, [[True, False, True, False], [False] * 4], [], build_tiny_tokenizer(), "lowest")
+    assert right.known_error is None
+    assert wrong.known_error == (4, 5)  # "2+3=6" in place of "2+3=5"
+    assert wrong.tokens[4] == "6"
 
 
 def test_training_curves_leave_out_what_a_run_did_not_record(tmp_path: Path):
