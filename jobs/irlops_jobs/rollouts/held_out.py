@@ -18,7 +18,7 @@ from irlops_jobs.demonstrations.carriers import Demonstration
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.prompts import decode_solution, encode_prompt
-from irlops_jobs.rewards.advantages import aggregate_rewards
+from irlops_jobs.rewards.advantages import aggregate_rewards, clip_rewards
 from irlops_jobs.rollouts.carriers import RolloutEngine, Sample
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.updates.critic import score_traces
@@ -56,8 +56,9 @@ class HeldOut:
         Returns:
             ``dev/accuracy`` (agreement with the expert's answer, an estimate of pass@1), ``dev/truncated``,
             ``dev/num_tokens``, ``dev/answered`` (samples with a final answer) and, with a critic, ``dev/auroc`` (left
-            out while all samples are right or all wrong; also by every aggregation), ``dev/reward_right``, ``dev/reward_wrong`` and
-            ``dev/group_std`` (mean spread of trace rewards within a question).
+            out while all samples are right or all wrong; also by every aggregation; of rewards as they are) and
+            ``dev/reward_right``, ``dev/reward_wrong`` and ``dev/group_std`` (mean spread of trace rewards within a
+            question) of rewards cut as the policy's are.
         """
         prompts = [prompt for _, prompt in self._mine]
         seeds = [derive_seed("dev", self._seed, step, index) for index in self._indices]
@@ -75,7 +76,8 @@ class HeldOut:
         if critic and reward:
             part |= self._rewards(prompts, samples, critic, reward)
         everyone = self._runtime.gather(part)
-        return _summary({name: [value for one in everyone for value in one[name]] for name in part})
+        values = {name: [value for one in everyone for value in one[name]] for name in part}
+        return _summary(values, reward.aggregation if reward else "")
 
     def _answer(self, sample: Sample) -> str | None:
         return extract_answer(decode_solution(self._tokenizer, sample.token_ids), AnswerRule.GSM8K)
@@ -97,7 +99,8 @@ class HeldOut:
             f"reward_{name}": aggregate_all(rows, reward.model_copy(update={"aggregation": name})).tolist()
             for name in AGGREGATIONS
         }
-        return by_aggregation | {"reward": by_aggregation[f"reward_{reward.aggregation}"]}
+        clipped = [clip_rewards(row, reward.clip) for row in rows]
+        return by_aggregation | {"reward": aggregate_all(clipped, reward).tolist()}
 
 
 def aggregate_all(rewards: list[Tensor], config: RewardConfig) -> Tensor:
@@ -110,7 +113,7 @@ def aggregate_all(rewards: list[Tensor], config: RewardConfig) -> Tensor:
     return aggregate_rewards(padded, mask, aggregation=config.aggregation, gamma=config.gamma)
 
 
-def _summary(values: dict[str, list[float]]) -> dict[str, float]:
+def _summary(values: dict[str, list[float]], aggregation: str) -> dict[str, float]:
     right, reward = values["right"], values.get("reward", [])
     result = {
         "dev/accuracy": fmean(right),
@@ -126,8 +129,13 @@ def _summary(values: dict[str, list[float]]) -> dict[str, float]:
         picked = [value for value, flag in zip(reward, right, strict=True) if flag == side]
         if picked:
             result[name] = fmean(picked)
-    if 0 < sum(right) < len(right) and all(map(math.isfinite, reward)):  # one NaN makes group_std NaN, which says it
-        result["dev/auroc"] = float(roc_auc_score(right, reward))
+    if 0 < sum(right) < len(right):
         for name in AGGREGATIONS:
-            result[f"dev/auroc_{name}"] = float(roc_auc_score(right, values[f"reward_{name}"]))
+            result[f"dev/auroc_{name}"] = _auroc(right, values[f"reward_{name}"])
+        result["dev/auroc"] = result[f"dev/auroc_{aggregation}"]
     return result
+
+
+def _auroc(right: list[float], reward: list[float]) -> float:
+    """NaN where a reward isn't a number: a critic that gives such rewards sorts nothing."""
+    return float(roc_auc_score(right, reward)) if all(map(math.isfinite, reward)) else math.nan
