@@ -89,8 +89,11 @@ class Session:
             )
 
     def log_data(self) -> None:
-        """Record what trains, by digest."""
+        """Record what trains, by digest, and say what was left out of it."""
         data = self.demonstrations
+        if data.num_skipped:
+            told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in data.num_skipped.items())
+            self.say(f"left out {sum(data.num_skipped.values())} rows of {data.name}: {told}")
         splits: tuple[tuple[Literal["train", "dev", "test"], tuple[Demonstration, ...]], ...]
         splits = (("train", data.train), ("dev", data.dev), ("test", data.test))
         for context, rows in splits:
