@@ -37,14 +37,14 @@ class ExpertState:
     """What a critic's frozen layers make of the row; None for a critic that learns as a whole."""
 
     @classmethod
-    def idle(cls, trunk_size: int | None = None) -> ExpertState:
+    def idle(cls, trunk_3H: Tensor | None = None) -> ExpertState:
         """For passes that only keep processes in step: one comparison of no weight.
 
         Args:
-            trunk_size: H, where the other processes' states have a trunk: all must run the same layers.
+            trunk_3H: (3, H), where the other processes' states have a trunk: all must run the same layers.
         """
         zero = torch.zeros(1, dtype=torch.long)
-        return cls((0,), (0,), zero, zero, torch.zeros(1), None if trunk_size is None else torch.zeros(3, trunk_size))
+        return cls((0,), (0,), zero, zero, torch.zeros(1), trunk_3H)
 
     def with_branch(self, token_id: int, position: int, weight: float) -> ExpertState:
         """The same solution with one comparison more."""

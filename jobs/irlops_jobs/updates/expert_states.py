@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from irlops.contracts.jobs import CriticConfig
 from irlops_jobs.distributed.trainer import Trainer
@@ -118,8 +119,7 @@ def update_on_expert_states(
         Loss, and the weighted part of branches in which the expert's token has the higher reward.
     """
     groups = [Group(one.prompt_ids, [Trace(one.solution_ids, one)]) for one in states]
-    scorer: CriticScorer = critic.scorer  # pyright: ignore[reportAssignmentType]
-    idle = ExpertState.idle(scorer.model.config.hidden_size if scorer.num_top_layers else None)  # pyright: ignore
+    idle = ExpertState.idle(_idle_trunk(critic.scorer))  # pyright: ignore[reportArgumentType]
     micros = plan(groups, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle)
     batches = [ExpertRows.of(micro.payloads, critic.runtime.device) for micro in micros]
     (total_weight,) = critic.runtime.total(sum(float(batch.weight_SA.sum()) for batch in batches))
@@ -134,6 +134,14 @@ def update_on_expert_states(
     metrics = critic.step(batches, loss_of)
     (right,) = critic.runtime.total(float(num_right))
     return {"critic/branch_loss": metrics["loss"], "critic/branch_accuracy": right}
+
+
+def _idle_trunk(scorer: CriticScorer) -> Tensor | None:
+    """(3, H) as of the row of an idle state, in the precision of the weights that read it; None without frozen layers."""
+    if scorer.num_top_layers == 0:
+        return None
+    model: PreTrainedModel = scorer.model  # pyright: ignore[reportAssignmentType]
+    return torch.zeros(3, model.config.hidden_size, dtype=model.dtype)
 
 
 def branch_loss(own_SA: Tensor, branch_SA: Tensor, weight_SA: Tensor) -> Tensor:
