@@ -76,6 +76,8 @@ class _Player:
     source: ModelSource
     trains: bool
     extra_layers: int = 0
+    num_top_layers: int = 0
+    """The last layers, when they, the norm and the head alone learn; no adapters then."""
 
     @property
     def is_critic(self) -> bool:
@@ -93,8 +95,16 @@ class _Player:
             num_layers=num_layers or self.num_layers,
         )
 
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.on_meta().parameters())
+    def num_parameters(self, num_layers: int | None = None) -> int:
+        return sum(parameter.numel() for parameter in self.on_meta(num_layers).parameters())
+
+    def num_learning(self) -> int:
+        """Of those, the ones that learn without adapters."""
+        if self.num_top_layers == 0:
+            return self.num_parameters()
+        frozen = self.num_parameters(self.num_layers - self.num_top_layers)
+        norm_and_head = 2 * config_of(self.source).hidden_size + 1
+        return self.num_parameters() - frozen + norm_and_head
 
 
 def plan_memory(job: Job, *, num_ranks: int, device_gib: float | None = None) -> MemoryPlan:
@@ -111,7 +121,13 @@ def plan_memory(job: Job, *, num_ranks: int, device_gib: float | None = None) ->
     if isinstance(job, AirlJob | EvaluateJob):
         source = preset.policy if job.model.critic_from == "policy" else preset.critic
         check_shapes(source, is_critic=True)
-        critic = _Player("critic", source, isinstance(job, AirlJob), job.model.critic_extra_layers)
+        critic = _Player(
+            "critic",
+            source,
+            isinstance(job, AirlJob),
+            job.model.critic_extra_layers,
+            job.model.num_layers_that_learn_alone,
+        )
         parts += _player_parts(job, critic, num_ranks)
         activations.append(_activations(job, critic))
     if not isinstance(job, EvaluateJob):
@@ -132,7 +148,8 @@ def _policy_parts(job: Job, policy: _Player, num_ranks: int) -> Iterator[Part]:
 
 def _player_parts(job: Job, player: _Player, num_ranks: int) -> Iterator[Part]:
     """Weights, adapters, gradients and optimizer state of one player."""
-    name, item, lora = player.name, _dtype(job).itemsize, job.model.lora if player.trains else None
+    name, item = player.name, _dtype(job).itemsize
+    lora = job.model.lora if player.trains and player.num_top_layers == 0 else None
     shards = num_ranks if job.sharding == "fsdp" and player.trains else 1
     count = player.num_parameters()
     split = f", 1/{shards} of them" if shards > 1 else ""
@@ -141,7 +158,7 @@ def _player_parts(job: Job, player: _Player, num_ranks: int) -> Iterator[Part]:
         yield Part(f"{name}: two layers and the embeddings gathered", _gathered_bytes(player, item))
     if not player.trains:
         return
-    num_trained, trained_item = count, item
+    num_trained, trained_item = player.num_learning(), item
     if lora is not None:
         num_trained, trained_item = _num_lora_parameters(player, lora), 4
         yield Part(f"{name}: adapters of rank {lora.rank}, float32", num_trained * trained_item // shards)

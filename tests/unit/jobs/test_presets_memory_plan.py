@@ -113,6 +113,17 @@ def test_layers_added_to_a_critic_are_counted():
     assert added == 2 * 2 * 2048 * (2 * 2048 + 2 * 512 + 3 * 8192 + 2)
 
 
+def test_layers_that_learn_alone_have_gradients_and_take_no_adapters():
+    document = _job(lora={"rank": 16}).model_dump(exclude_unset=True)
+    document["model"] |= {"critic_extra_layers": 2, "critic_trains": "added_layers"}
+    plan = plan_memory(parse_job(document, origin="test"), num_ranks=1)
+    # Two layers as above, the final norm, and a head of 2048 weights and a bias; 2 bytes each
+    learning = 2 * 2048 * (2 * 2048 + 2 * 512 + 3 * 8192 + 2) + 2048 + 2048 + 1
+    assert _part(plan, "critic: gradients") == 2 * learning
+    assert _part(plan, "critic: Adam") == 2 * 2 * learning
+    assert _part(plan, "critic: adapters") == 0
+
+
 def test_the_plan_adds_up_and_says_whether_it_fits():
     plan = plan_memory(_job("sft", preset="smollm2-135m"), num_ranks=1, device_gib=80)
     assert plan.total_bytes == sum(part.num_bytes for part in plan.parts)
