@@ -103,7 +103,8 @@ def with_trunk(critic: Trainer, states: Sequence[ExpertState], *, micro_batch_to
     keyed = [Group(one.prompt_ids, [Trace(one.solution_ids, (key, one))]) for key, one in enumerate(states)]
     found: dict[int, ExpertState] = {}
     idle = (-1, ExpertState.idle())
-    for micro in plan(keyed, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle):
+    # A row holds its branches as well, and all of it attends to all of it: half of the tokens fill the memory of a pass.
+    for micro in plan(keyed, max_tokens=micro_batch_tokens // 2, runtime=critic.runtime, idle=idle):
         rows = ExpertRows.of([state for _, state in micro.payloads], critic.runtime.device)
         for trunk_LH, (key, state) in zip(scorer.trunk(rows), micro.payloads, strict=True):
             found[key] = replace(state, trunk_LH=trunk_LH[: state.num_tokens])
