@@ -55,16 +55,11 @@ def publish_evaluations(
     """
     started = time.monotonic()
     calibration = calibrate(dev, seed=job.seed)
-    first_error = localise(
-        corrupted, rules=choose_rules(corrupted_dev), seed=job.seed, num_resamples=job.bootstrap_resamples
+    first_errors = (
+        _localised(job, corrupted_dev, corrupted),
+        _localised(job, own_errors(dev), own_errors(rows[job.row])),
     )
-    first_own_error = localise(
-        own_errors(rows[job.row]),
-        rules=choose_rules(own_errors(dev)),
-        seed=job.seed,
-        num_resamples=job.bootstrap_resamples,
-    )
-    measured = _measure_all(session, job, calibration, rows, (first_error, first_own_error))
+    measured = _measure_all(session, job, calibration, rows, first_errors)
     timings = {"sampling": started - session.started_at, "measuring": time.monotonic() - started}
     pair_row = compare(measured[job.row], {name: one for name, one in measured.items() if name != job.row})
     evaluations = {
@@ -94,6 +89,11 @@ def publish_evaluations(
         session.say(line)
     session.say(f"measured in {time.monotonic() - started:.1f} s: {folder / 'evaluation.json'}")
     return evaluations
+
+
+def _localised(job: EvaluateJob, dev: Sequence[CorruptedTrace], test: Sequence[CorruptedTrace]) -> FirstError | None:
+    """First errors of test problems, looked for by rules chosen on dev problems."""
+    return localise(test, rules=choose_rules(dev), seed=job.seed, num_resamples=job.bootstrap_resamples)
 
 
 def table_lines(evaluations: Mapping[str, Evaluation], pair_row: str) -> list[str]:
