@@ -64,8 +64,6 @@ def launch(module: str) -> LaunchOutcome:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # On a CPU every shape of a batch compiles kernels of its own, and a thousand of them are kept by default: 0.4 GiB.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
         from irlops_jobs.elastic import run_elastic
     except ModuleNotFoundError as error:
