@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from irlops_jobs.models.branches import BranchBatch, branch_hidden_states, doubt_and_draw, propose_branches
-from irlops_jobs.models.expert_rows import ExpertRows, lower_part, row_states, upper_part
+from irlops_jobs.models.expert_rows import ExpertRows, compared_states, lower_part, row_states, upper_part
 from irlops_jobs.models.shared_prefix import LOGITS_PER_CHUNK, TraceBatch, chosen_logprobs, hidden_states
 
 
@@ -129,9 +129,8 @@ class CriticScorer(nn.Module):
         backbone = _backbone(self.model)
         with _precision(self._autocast, rows.ids_SL.device):
             part = backbone if rows.trunk_SLH is None else upper_part(backbone, self.num_top_layers)
-            states_SLH = row_states(part, rows)
-        reward_SL = self._read(states_SLH)
-        return reward_SL.gather(1, rows.own_SA), reward_SL.gather(1, rows.branch_SA)
+            own_SAH, branch_SAH = compared_states(part, rows)
+        return self._read(own_SAH), self._read(branch_SAH)
 
     def _rewards(self, at_STH: Tensor, mask_ST: Tensor) -> Tensor:
         return _scatter(self._read(at_STH[mask_ST]), mask_ST)

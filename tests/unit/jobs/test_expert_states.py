@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from irlops.contracts.jobs import CriticConfig, OptimizerConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models import expert_rows
 from irlops_jobs.models.deepen import add_layers, freeze_below
 from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
@@ -15,6 +17,7 @@ from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.expert_states import (
     against_corruption,
+    branch_loss,
     propose_states,
     update_on_expert_states,
     with_trunk,
@@ -51,6 +54,33 @@ def test_both_sides_of_a_comparison_are_rewards_of_whole_sequences():
         [_last_reward(critic, 1, 7, 8, 11, 44), _last_reward(critic, 1, 7, 8, 11, 12, 13, 45)], abs=1e-4
     )
     assert branch_SA[0, 0].item() == pytest.approx(_last_reward(critic, 1, 9, 46), abs=1e-4)
+
+
+@pytest.mark.parametrize("num_top_layers", [0, 2])
+def test_the_last_layer_run_on_what_is_read_gives_what_the_whole_layer_gives(num_top_layers, monkeypatch):
+    critic = _critic(num_top_layers=num_top_layers)
+    rows = ExpertRows.of(with_trunk(critic, [LONG, SHORT], micro_batch_tokens=4096), ALONE.device)
+    found = _gradients(critic, rows)
+    monkeypatch.setattr(expert_rows, "_as_whole_layer", lambda layer: None)
+    assert torch.allclose(found, _gradients(critic, rows), atol=1e-5)
+
+
+def _gradients(critic, rows):
+    critic.scorer.zero_grad()
+    own_SA, branch_SA = critic.scorer(rows)
+    branch_loss(own_SA, branch_SA, rows.weight_SA).backward()
+    found = [parameter.grad.flatten() for parameter in critic.scorer.parameters() if parameter.requires_grad]
+    return torch.cat([own_SA.detach().flatten(), branch_SA.detach().flatten(), *found])
+
+
+def test_layers_of_another_kind_and_those_that_are_sharded_run_whole():
+    class FSDPLlamaDecoderLayer(LlamaDecoderLayer):  # what sharding makes of a layer's class
+        pass
+
+    layer = _critic(num_top_layers=0).scorer.model.model.layers[-1]
+    assert expert_rows._as_whole_layer(layer) is layer
+    layer.__class__ = FSDPLlamaDecoderLayer
+    assert expert_rows._as_whole_layer(layer) is None
 
 
 def test_frozen_layers_first_and_the_layers_on_top_later_give_what_one_pass_gives():
