@@ -121,7 +121,8 @@ def update_on_expert_states(
     """
     groups = [Group(one.prompt_ids, [Trace(one.solution_ids, one)]) for one in states]
     idle = ExpertState.idle(_idle_trunk(critic.scorer))  # pyright: ignore[reportArgumentType]
-    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle)
+    num_branches = max((len(one.branch_ids_A) for one in states), default=0)
+    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=critic.runtime, idle=idle, num_branches=num_branches)
     batches = [ExpertRows.of(micro.payloads, critic.runtime.device) for micro in micros]
     (total_weight,) = critic.runtime.total(sum(float(batch.weight_SA.sum()) for batch in batches))
     num_right = torch.zeros((), dtype=torch.float64)

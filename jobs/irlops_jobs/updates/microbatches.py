@@ -43,19 +43,22 @@ class MicroBatch(Generic[Payload]):
 
 
 def plan(
-    groups: Sequence[Group[Payload]], *, max_tokens: int, runtime: Runtime, idle: Payload
+    groups: Sequence[Group[Payload]], *, max_tokens: int, runtime: Runtime, idle: Payload, num_branches: int = 0
 ) -> list[MicroBatch[Payload]]:
     """Pack groups of similar length into passes of at most ``max_tokens`` padded tokens.
 
     A group is never cut (pairwise losses need it whole), so one large group may exceed the limit alone. Processes
     with fewer passes are given passes of one token with payload ``idle`` (zero weight): under FSDP every process must
     take part in every pass, and under DDP every process must have one backward pass to synchronise in.
+
+    Args:
+        num_branches: of each trace, tokens that will ride in the same pass.
     """
     order = sorted(groups, key=_padded_width, reverse=True)
     batches: list[MicroBatch[Payload]] = []
     current: list[Group[Payload]] = []
     for group in order:
-        if current and _cost([*current, group]) > max_tokens:
+        if current and _cost([*current, group], num_branches) > max_tokens:
             batches.append(_collate(current))
             current = []
         current.append(group)
@@ -71,9 +74,10 @@ def _padded_width(group: Group[Payload]) -> tuple[int, int]:
     return max((len(trace.solution_ids) for trace in group.traces), default=0), len(group.prompt_ids)
 
 
-def _cost(groups: list[Group[Payload]]) -> int:
+def _cost(groups: list[Group[Payload]], num_branches: int) -> int:
     solutions = [len(trace.solution_ids) for group in groups for trace in group.traces]
-    return len(groups) * max(len(group.prompt_ids) for group in groups) + len(solutions) * max(solutions)
+    prompt_tokens = len(groups) * max(len(group.prompt_ids) for group in groups)
+    return prompt_tokens + len(solutions) * (max(solutions) + num_branches)
 
 
 def _collate(groups: list[Group[Payload]]) -> MicroBatch[Payload]:

@@ -78,7 +78,7 @@ def judge_branches(
         for q in questions
     ]
     idle = OwnStateDraws(-1, torch.zeros(1), 0.0, Sample((0,), (0.0,), truncated=True, alternatives=(0,)))
-    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle)
+    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle, num_branches=num_branches)
     samples = [sample for question in questions for sample in question.samples]
     num_samples, num_silent = policy.runtime.total(len(samples), sum(not sample.alternatives for sample in samples))
     propose = _propose if num_silent else _as_the_engine_told

@@ -83,7 +83,13 @@ def update_policy(
         tokens, and the mean and largest gap between the trainer's and the engine's log-probabilities.
     """
     metrics: dict[str, float] = {}
-    micros = plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=PolicyTarget.idle())
+    micros = plan(
+        groups,
+        max_tokens=micro_batch_tokens,
+        runtime=policy.runtime,
+        idle=PolicyTarget.idle(),
+        num_branches=config.branches_per_sample if judged else 0,
+    )
     if config.updates_per_round > 1:
         micros = [_with_old_logprobs(policy, micro) for micro in micros]
     passes = pair_passes(micros, judged, config)

@@ -81,6 +81,12 @@ def test_passes_hold_at_most_the_tokens_asked_for_and_every_trace_once():
     assert sorted(p for micro in batches for p in micro.payloads) == sorted(t.payload for g in groups for t in g.traces)
 
 
+def test_tokens_that_ride_along_with_each_trace_count_as_well():
+    groups = [Group((1,) * 5, [Trace((2,) * 10, index)]) for index in range(8)]
+    passes = [plan(groups, max_tokens=60, runtime=ALONE, idle=None, num_branches=num) for num in (0, 5)]
+    assert [[len(micro.payloads) for micro in one] for one in passes] == [[4, 4], [3, 3, 2]]
+
+
 def test_a_group_larger_than_a_pass_is_kept_whole():
     (micro,) = plan([Group((1,), [Trace((2,) * 50, i) for i in range(4)])], max_tokens=64, runtime=ALONE, idle=None)
     assert micro.payloads == [0, 1, 2, 3]
