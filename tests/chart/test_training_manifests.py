@@ -20,6 +20,7 @@ from support.custom_resources import validator_for
 
 MANIFESTS = REPOSITORY / "manifests"
 TRAINING = sorted((MANIFESTS / "training").glob("*-*.yaml"))
+PAIRS_OF_THE_PAPER = ("llama3.1-8b", "llama3.2-3b", "qwen2.5-7b", "qwen2.5-3b")
 OVERLAYS = ("several-nodes", "elastic", "gpu-nodes", "queued")
 every_manifest = pytest.mark.parametrize("file", TRAINING, ids=lambda file: file.stem)
 
@@ -44,8 +45,8 @@ def built(overlay):
 
 def test_every_kind_of_job_and_size_of_model_has_its_manifest():
     assert {file.stem for file in TRAINING} == {
-        f"{kind}-{model}" for kind in ("sft", "airl", "evaluate") for model in ("tiny", "smollm2-135m", "llama3.1-8b")
-    } | {"grpo-tiny"}
+        f"{kind}-{model}" for kind in ("sft", "airl", "grpo", "evaluate") for model in ("tiny", *PAIRS_OF_THE_PAPER)
+    } | {f"{kind}-smollm2-135m" for kind in ("sft", "airl", "evaluate")}
 
 
 @every_manifest
@@ -159,8 +160,9 @@ def test_a_job_fits_into_the_memory_it_asks_for(file):
     assert plan.fits, str(plan)
 
 
-def test_vllm_gets_room_for_its_weights_and_for_the_sequences_it_decodes_at_once():
-    job = check_job_file(read_training_manifest(MANIFESTS / "training" / "airl-llama3.1-8b.yaml"))
+@pytest.mark.parametrize("pair", PAIRS_OF_THE_PAPER)
+def test_vllm_gets_room_for_its_weights_and_for_the_sequences_it_decodes_at_once(pair):
+    job = check_job_file(read_training_manifest(MANIFESTS / "training" / f"airl-{pair}.yaml"))
     plan = plan_memory(job, num_ranks=8, device_gib=79)
     needed = sum(part.num_bytes for part in plan.parts if part.what.startswith(("vLLM", "rollouts"))) / 2**30
     share = job.rollouts.gpu_memory_fraction * 79
