@@ -3,7 +3,7 @@
     sequences -> groups that begin alike -> each group's beginning once, then its endings side by side
               -> the others by length, side by side
 
-Candidates of one question share their prompt, often half of all tokens.
+Candidates of one question share their prompt, often half of all tokens; a prompt that was read lately is not read again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from irlops_serving.critic.beginnings import Beginning, RecentBeginnings, Rewards, Tokens, num_common
 from irlops_serving.critic.checkpoint import LoadedCritic
-
-Tokens = NDArray[np.int64]
-Rewards = NDArray[np.float32]
 
 MIN_SHARED_TOKENS = 16
 """A shorter beginning costs more to run apart than it saves (chat templates begin alike for a few tokens)."""
@@ -54,7 +51,7 @@ def group_by_beginning(sequences: Sequence[Tokens]) -> list[Group]:
     members: list[int] = []
     num_shared = 0
     for index in order:
-        common = _num_common(sequences[members[0]], sequences[index]) if members else 0
+        common = num_common(sequences[members[0]][:-1], sequences[index][:-1]) if members else 0
         if members and common >= max(MIN_SHARED_TOKENS, MIN_KEPT_SHARE * num_shared):
             num_shared = min(num_shared, common) if num_shared else common
             members.append(index)
@@ -63,13 +60,6 @@ def group_by_beginning(sequences: Sequence[Tokens]) -> list[Group]:
             groups.append(Group(tuple(members), num_shared))
         members, num_shared = [index], 0
     return [*groups, Group(tuple(members), num_shared)] if members else groups
-
-
-def _num_common(first: Tokens, second: Tokens) -> int:
-    """Tokens that both begin with, less than the shorter one's all."""
-    length = min(len(first), len(second)) - 1
-    differing = np.flatnonzero(first[:length] != second[:length])
-    return int(differing[0]) if len(differing) else length
 
 
 class TokenScorer:
@@ -86,6 +76,7 @@ class TokenScorer:
         # In float32 whatever the weights are: rounded to bfloat16, rewards of different candidates would tie.
         self._head: torch.nn.Module = critic.model.score.float()  # pyright: ignore[reportAttributeAccessIssue]
         self._max_batch_tokens = max_batch_tokens
+        self._recent = RecentBeginnings()
         # Sliding windows drop old keys, so a shared beginning could not be continued.
         self._can_share = all(type(layer) is DynamicLayer for layer in DynamicCache(config=self._model.config).layers)
 
@@ -102,39 +93,50 @@ class TokenScorer:
         alone: list[int] = []
         for group in group_by_beginning(sequences) if self._can_share else [Group(tuple(range(len(sequences))), 0)]:
             if group.num_shared:
-                self._score_group(group, sequences, rewards)
-            else:
-                alone.extend(group.members)
+                beginning = self._beginning(sequences[group.members[0]][: group.num_shared], len(group.members))
+                self._score_endings(group.members, beginning, sequences, rewards)
+                continue
+            for index in group.members:
+                known = self._recent.find(sequences[index][:-1], min_tokens=MIN_SHARED_TOKENS)
+                if known is None:
+                    alone.append(index)
+                else:
+                    self._score_endings([index], known, sequences, rewards)
         for members in self._batches(alone, sequences):
             padded = _pad([sequences[index] for index in members])
             logits = self._logits(input_ids=padded, use_cache=False)
             _keep(logits, members, sequences, rewards, num_shared=0)
         return rewards
 
-    def _score_group(self, group: Group, sequences: Sequence[Tokens], rewards: list[Rewards]) -> None:
-        beginning = torch.from_numpy(sequences[group.members[0]][: group.num_shared]).unsqueeze(0)
-        cache = DynamicCache(config=self._model.config)
-        shared_logits = self._logits(input_ids=beginning, past_key_values=cache, use_cache=True)
-        shared_rewards = shared_logits[0, :, 0].float().numpy()
-        for members in self._batches(group.members, sequences):
-            padded = _pad([sequences[index][group.num_shared :] for index in members])
-            logits = self._logits(input_ids=padded, past_key_values=self._repeat(cache, len(members)), use_cache=True)
-            _keep(logits, members, sequences, rewards, group.num_shared)
-        for index in group.members:
-            rewards[index][: group.num_shared] = shared_rewards
+    def _beginning(self, tokens: Tokens, num_members: int) -> Beginning:
+        """What the critic makes of tokens that several sequences share, or of nearly all of them where that is known."""
+        known = self._recent.find(tokens, min_tokens=MIN_SHARED_TOKENS)
+        num_known = len(known.tokens) if known else 0
+        if known and (len(tokens) - num_known) * (num_members - 1) <= MIN_SHARED_TOKENS:
+            return known
+        cache = known.cache_for(1, self._model.config) if known else DynamicCache(config=self._model.config)
+        unread = torch.from_numpy(tokens[num_known:]).unsqueeze(0)
+        new = self._logits(input_ids=unread, past_key_values=cache, use_cache=True)[0, :, 0].numpy()
+        rewards = np.concatenate([known.rewards, new]) if known else new
+        beginning = Beginning(tokens, rewards, tuple(_keys_values(layer) for layer in cache.layers))
+        self._recent.keep(beginning)
+        return beginning
+
+    def _score_endings(
+        self, members: Sequence[int], beginning: Beginning, sequences: Sequence[Tokens], rewards: list[Rewards]
+    ) -> None:
+        num_shared = len(beginning.tokens)
+        for batch in self._batches(members, sequences):
+            padded = _pad([sequences[index][num_shared:] for index in batch])
+            cache = beginning.cache_for(len(batch), self._model.config)
+            logits = self._logits(input_ids=padded, past_key_values=cache, use_cache=True)
+            _keep(logits, batch, sequences, rewards, num_shared)
+        for index in members:
+            rewards[index][:num_shared] = beginning.rewards
 
     def _logits(self, **inputs: Any) -> torch.Tensor:
         """(B, T, 1) float32."""
         return self._head(self._model.base_model(**inputs).last_hidden_state.float())
-
-    def _repeat(self, cache: DynamicCache, count: int) -> DynamicCache:
-        repeated = DynamicCache(config=self._model.config)
-        for index, layer in enumerate(cache.layers):
-            assert isinstance(layer, DynamicLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            repeated.update(layer.keys.expand(count, -1, -1, -1), layer.values.expand(count, -1, -1, -1), index)
-        return repeated
 
     def _batches(self, members: Sequence[int], sequences: Sequence[Tokens]) -> Iterator[list[int]]:
         """Members of like length together, as many as the token budget takes."""
@@ -155,6 +157,13 @@ def _pad(sequences: Sequence[Tokens]) -> torch.Tensor:
     for row, tokens in enumerate(sequences):
         padded[row, : len(tokens)] = torch.from_numpy(tokens)
     return padded
+
+
+def _keys_values(layer: object) -> tuple[torch.Tensor, torch.Tensor]:
+    assert isinstance(layer, DynamicLayer)
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values
 
 
 def _keep(

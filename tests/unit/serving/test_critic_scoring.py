@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from irlops.errors import PairError
+from irlops_serving.critic.beginnings import Beginning, RecentBeginnings, Tokens
 from irlops_serving.critic.checkpoint import load_critic
-from irlops_serving.critic.scoring import Group, Tokens, TokenScorer, group_by_beginning
+from irlops_serving.critic.scoring import Group, TokenScorer, group_by_beginning
 from support.tiny_models import CONTEXT_TOKENS, save_tiny_critic
 
 
@@ -50,6 +51,73 @@ def test_candidates_of_one_prompt_score_as_each_alone(scorer: TokenScorer):
     assert [group.num_shared for group in group_by_beginning(sequences)] == [60]
     for tokens, rewards in zip(sequences, scorer.score(sequences), strict=True):
         np.testing.assert_allclose(rewards, _alone(scorer, tokens), atol=2e-5)
+
+
+def _counted(scorer: TokenScorer, sequences: list[Tokens], monkeypatch: pytest.MonkeyPatch) -> tuple[list, list[int]]:
+    """Rewards, and the tokens of each pass that they took."""
+    passes: list[int] = []
+    plain = scorer._logits
+
+    def counting(**inputs):
+        passes.append(inputs["input_ids"].numel())
+        return plain(**inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer, "_logits", counting)
+        return scorer.score(sequences), passes
+
+
+def test_candidates_that_come_later_go_on_from_the_prompt_that_was_read(critic_dir: Path, monkeypatch):
+    scorer = TokenScorer(load_critic(critic_dir))
+    prompt = _random_tokens(60, seed=0)
+    early, late, last = (
+        [np.concatenate([prompt, _random_tokens(30, seed=seed)]) for seed in some] for some in ((1, 2), (3, 4), (5,))
+    )
+    passes = []
+    for sequences in (early, late, last):
+        found, taken = _counted(scorer, sequences, monkeypatch)
+        passes.append(taken)
+        for tokens, rewards in zip(sequences, found, strict=True):
+            np.testing.assert_allclose(rewards, _alone(scorer, tokens), atol=2e-5)
+    assert passes == [[60, 60], [60], [30]]
+
+
+def test_a_longer_beginning_goes_on_from_a_shorter_one_that_is_known(critic_dir: Path, monkeypatch):
+    scorer = TokenScorer(load_critic(critic_dir))
+    template, question = _random_tokens(20, seed=0), _random_tokens(40, seed=1)
+    scorer.score([np.concatenate([template, _random_tokens(5, seed=seed)]) for seed in (2, 3)])
+    sequences = [np.concatenate([template, question, _random_tokens(10, seed=seed)]) for seed in (4, 5)]
+    found, passes = _counted(scorer, sequences, monkeypatch)
+    assert passes == [40, 20]
+    for tokens, rewards in zip(sequences, found, strict=True):
+        np.testing.assert_allclose(rewards, _alone(scorer, tokens), atol=2e-5)
+
+
+def _beginning(*ids: int, num_bytes: int = 8) -> Beginning:
+    part = torch.zeros(1, 1, len(ids), num_bytes // 8)
+    return Beginning(_tokens(*ids), np.zeros(len(ids), np.float32), ((part, part),))
+
+
+def test_beginnings_that_were_not_used_for_longest_are_forgotten_first():
+    recent = RecentBeginnings(max_bytes=3 * 2 * 8)
+    for ids in ((1, 2), (3, 4), (5, 6)):
+        recent.keep(_beginning(*ids))
+    assert recent.find(_tokens(1, 2, 9), min_tokens=2) is not None
+    recent.keep(_beginning(7, 8))
+    assert recent.find(_tokens(3, 4), min_tokens=2) is None
+    assert recent.find(_tokens(1, 2), min_tokens=2) is not None
+    recent.keep(_beginning(1, 1, 1, 1, 1, 1, 1))  # larger than all that may be kept
+    assert recent.find(_tokens(1, 1, 1), min_tokens=2) is None
+    assert recent.find(_tokens(7, 8), min_tokens=2) is not None
+
+
+def test_the_longest_known_beginning_is_taken_and_no_longer_than_asked():
+    recent = RecentBeginnings()
+    recent.keep(_beginning(1, 2, 3))
+    recent.keep(_beginning(1, 2, 3, 4, 5))
+    recent.keep(_beginning(1, 2))
+    assert recent.find(_tokens(1, 2, 3, 4, 9), min_tokens=2).tokens.tolist() == [1, 2, 3, 4]
+    assert recent.find(_tokens(1, 9), min_tokens=2) is None
 
 
 def test_a_head_bias_moves_every_reward_by_as_much(tmp_path: Path, scorer: TokenScorer):
