@@ -65,30 +65,24 @@ def ask(
 
     if not question.strip():
         raise ConfigError('The question is empty. Write it in quotes: irlops ask "How many …?"')
-    rerank = {
-        "candidates": candidates,
-        "selector": selector,
-        "aggregation": aggregation,
-        "adaptive": adaptive,
-        "deadline_ms": deadline_ms,
-        "return_candidates": True,
-        "return_token_rewards": True,
-    }
-    extra = {
-        name: value for name, value in (("temperature", temperature), ("max_tokens", max_tokens)) if value is not None
-    }
+    rerank = {"candidates": candidates, "selector": selector, "aggregation": aggregation, "adaptive": adaptive}
     answer = _ask_with_progress(
         gateway_url(url),
         question,
-        {name: value for name, value in rerank.items() if value is not None},
+        _given(**rerank, deadline_ms=deadline_ms, return_candidates=True, return_token_rewards=True),
         "policy" if policy_only else "reranked",
         timeout_s,
-        extra,
+        _given(temperature=temperature, max_tokens=max_tokens),
     )
     if as_json:
         print_json({"text": answer.text, "rerank": answer.rerank.model_dump() if answer.rerank else None})
     else:
         print_answer(answer, stdout())
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """Those that were given; the gateway has its own values for the others."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def print_answer(answer: Answer, console: Console) -> None:

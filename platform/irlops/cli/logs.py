@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from irlops.cli.console import print_error, stderr, stdout
+from irlops.cli.options import Kubeconfig, Namespace
 from irlops.errors import PermanentError
 
 if TYPE_CHECKING:
@@ -23,12 +23,8 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until it is over; restarted pods included.")
     ] = False,
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")
-    ] = None,
-    kubeconfig: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")
-    ] = None,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
 ) -> None:
     """Show what all workers of a cluster's job or pipeline print.
 

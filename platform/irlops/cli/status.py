@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from irlops.cli.console import print_json, stderr, stdout, waiting
+from irlops.cli.options import Kubeconfig, Namespace
 
 if TYPE_CHECKING:
     from irlops.cluster.overview import Row
@@ -24,12 +24,8 @@ _COLOURS = {
 
 
 def status(
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="By default the kubeconfig's.")
-    ] = None,
-    kubeconfig: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default KUBECONFIG or ~/.kube/config.")
-    ] = None,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """List a cluster's pipelines and training jobs, and where they stand."""
