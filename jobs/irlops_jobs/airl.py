@@ -52,7 +52,7 @@ def airl(job: AirlJob, environment: JobEnvironment) -> None:
             side=side,
             trainers={"policy": side.trainer, "critic": critic},
             do_round=rounds.do_round,
-            check=lambda done: side.held_out.check(done, critic, job.reward),
+            check=lambda done: side.held_out.check(done, critic, job.reward, rounds.as_the_policy_gets_them),
             progress=rounds.state,
             restore=rounds.restore,
             before_first_round=rounds.warm_up,
@@ -79,6 +79,7 @@ class AirlRounds:
         self._side, self._job = side, job
         self._critic = CriticLearner(critic, side.trainer, job, side.tokenizer)
         self._policy = PolicyLearner(side.trainer, job, job.reward, side.reference)
+        self.as_the_policy_gets_them = self._critic.as_the_policy_gets_them
 
     def do_round(self, index: int) -> dict[str, float]:
         """One round; returns its metrics."""

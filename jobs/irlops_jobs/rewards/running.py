@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from irlops_jobs.distributed.runtime import Runtime
@@ -26,8 +27,11 @@ class RunningScale:
         self._count, self._sum, self._sum_of_squares = 0.0, 0.0, 0.0
 
     def add(self, rewards: Iterable[Tensor], runtime: Runtime) -> None:
-        """Take this process's rewards in; every process must call it equally often."""
-        rows = [row.double() for row in rewards]
+        """Take this process's rewards in, but for those that are not finite; every process must call it equally often.
+
+        One of those would make all later rewards NaN, long after the update that it stands for was left out.
+        """
+        rows = [row[torch.isfinite(row)].double() for row in rewards]
         local = [sum(len(row) for row in rows), *(sum(float((row**power).sum()) for row in rows) for power in (1, 2))]
         count, total, squares = runtime.total(*local)
         self._count += count

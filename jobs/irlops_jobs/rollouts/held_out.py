@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 import torch
@@ -23,6 +23,8 @@ from irlops_jobs.rollouts.carriers import RolloutEngine, Sample
 from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.microbatches import Group, Trace
+
+ForPolicy = Callable[[Mapping[int, Tensor], Sequence[Group[int]]], Mapping[int, Tensor]]
 
 SAMPLES_PER_QUESTION = 4
 AGGREGATIONS = ("mean", "min", "product", "last", "discounted")
@@ -50,15 +52,23 @@ class HeldOut:
         self._engine, self._tokenizer, self._runtime = engine, tokenizer, runtime
         self._seed, self._micro_batch_tokens = seed, micro_batch_tokens
 
-    def check(self, step: int, critic: Trainer | None = None, reward: RewardConfig | None = None) -> dict[str, float]:
+    def check(
+        self,
+        step: int,
+        critic: Trainer | None = None,
+        reward: RewardConfig | None = None,
+        for_policy: ForPolicy = lambda rewards, _: rewards,
+    ) -> dict[str, float]:
         """Sample and judge.
 
+        Args:
+            for_policy: makes of the critic's rewards those that the policy learns from (another form, another scale).
         Returns:
             ``dev/accuracy`` (agreement with the expert's answer, an estimate of pass@1), ``dev/truncated``,
             ``dev/num_tokens``, ``dev/answered`` (samples with a final answer) and, with a critic, ``dev/auroc`` (left
             out while all samples are right or all wrong; also by every aggregation; of rewards as they are) and
             ``dev/reward_right``, ``dev/reward_wrong`` and ``dev/group_std`` (mean spread of trace rewards within a
-            question) of rewards cut as the policy's are.
+            question) of rewards as the policy gets them, cut likewise.
         """
         prompts = [prompt for _, prompt in self._mine]
         seeds = [derive_seed("dev", self._seed, step, index) for index in self._indices]
@@ -74,7 +84,7 @@ class HeldOut:
             "answered": [int(self._answer(sample) is not None) for group in samples for sample in group],
         }
         if critic and reward:
-            part |= self._rewards(prompts, samples, critic, reward)
+            part |= self._rewards(prompts, samples, critic, reward, for_policy)
         everyone = self._runtime.gather(part)
         values = {name: [value for one in everyone for value in one[name]] for name in part}
         return _summary(values, reward.aggregation if reward else "")
@@ -86,7 +96,12 @@ class HeldOut:
         return not sample.truncated and answers_agree(self._answer(sample), row.answer)
 
     def _rewards(
-        self, prompts: list[tuple[int, ...]], samples: list[list[Sample]], critic: Trainer, reward: RewardConfig
+        self,
+        prompts: list[tuple[int, ...]],
+        samples: list[list[Sample]],
+        critic: Trainer,
+        reward: RewardConfig,
+        for_policy: ForPolicy,
     ) -> dict[str, list[float]]:
         keys = iter(range(sum(map(len, samples))))
         groups = [
@@ -99,7 +114,8 @@ class HeldOut:
             f"reward_{name}": aggregate_all(rows, reward.model_copy(update={"aggregation": name})).tolist()
             for name in AGGREGATIONS
         }
-        clipped = [clip_rewards(row, reward.clip) for row in rows]
+        shaped = for_policy(scored, groups)
+        clipped = [clip_rewards(shaped[key], reward.clip) for key in sorted(shaped)]
         return by_aggregation | {"reward": aggregate_all(clipped, reward).tolist()}
 
 

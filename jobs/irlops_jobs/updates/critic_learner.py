@@ -25,6 +25,9 @@ from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, token_rewards
 from irlops_jobs.updates.policy import trace_logprobs
 
+Rewards = Mapping[int, Tensor]
+"""Of traces by payload, (length,) float32 each."""
+
 UPDATES_PREPARED_AT_ONCE = 16
 """On expert states: enough to fill passes that one update's few demonstrations would not; all of them are held in memory."""
 
@@ -198,15 +201,27 @@ class CriticLearner:
             Group(q.demonstration.prompt_ids, [Trace(sample.token_ids, next(keys)) for sample in q.samples])
             for q in questions
         ]
-        tokens = self._job.micro_batch_tokens
-        rewards = score_traces(self._critic, groups, micro_batch_tokens=tokens)
-        if self._job.reward.form == "airl":
-            logprobs = trace_logprobs(self._policy, groups, micro_batch_tokens=tokens)
-            rewards = {key: reward - logprobs[key] for key, reward in rewards.items()}
+        rewards = score_traces(self._critic, groups, micro_batch_tokens=self._job.micro_batch_tokens)
+        rewards = self._less_logprobs(rewards, groups)
         if self._job.reward.normalise == "running":
             self._scale.add(rewards.values(), self._critic.runtime)
-            rewards = {key: self._scale.apply(reward) for key, reward in rewards.items()}
+        rewards = self._on_scale(rewards)
         return [[rewards[trace.payload] for trace in group.traces] for group in groups]
+
+    def as_the_policy_gets_them(self, rewards: Rewards, groups: Sequence[Group[int]]) -> Rewards:
+        """The critic's rewards of other samples, by payload, in the form and on the scale of those that the policy learns from."""
+        return self._on_scale(self._less_logprobs(rewards, groups))
+
+    def _less_logprobs(self, rewards: Rewards, groups: Sequence[Group[int]]) -> Rewards:
+        if self._job.reward.form != "airl":
+            return rewards
+        logprobs = trace_logprobs(self._policy, groups, micro_batch_tokens=self._job.micro_batch_tokens)
+        return {key: reward - logprobs[key] for key, reward in rewards.items()}
+
+    def _on_scale(self, rewards: Rewards) -> Rewards:
+        if self._job.reward.normalise != "running":
+            return rewards
+        return {key: self._scale.apply(reward) for key, reward in rewards.items()}
 
     def judge_branches(self, questions: Sequence[SampledQuestion], round_index: int) -> list[JudgedBranches]:
         """What the critic makes of the alternatives to the policy's own tokens, where the job asks for it."""

@@ -14,7 +14,9 @@ from irlops_jobs.models.tokenizers import build_tiny_tokenizer
 from irlops_jobs.rollouts.carriers import Sample
 from irlops_jobs.rollouts.rounds import judge_samples
 from irlops_jobs.session import encode_demonstration
+from irlops_jobs.updates.critic import score_traces
 from irlops_jobs.updates.critic_learner import CriticLearner
+from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.policy_learner import PolicyLearner
 from support.miniature_jobs import miniature
 
@@ -48,6 +50,22 @@ def _question(number=20):
 
 def _origins(labelled):
     return [(trace.origin, trace.is_expert_like) for trace in labelled.traces if trace.origin != "corrupted"]
+
+
+def test_held_out_rewards_take_the_form_and_the_scale_of_the_policys_and_leave_the_scale_as_it_is():
+    trainer = Trainer(CriticScorer(build_tiny_critic(0)), ADAMW, ALONE, num_steps=4)
+    job = _job(reward={"form": "airl", "normalise": "running"})
+    learner, question = CriticLearner(trainer, _policy(), job, TOKENIZER), _question()
+    seen = learner.score([question])[0]
+    group = Group(
+        question.demonstration.prompt_ids, [Trace(s.token_ids, key) for key, s in enumerate(question.samples)]
+    )
+    before = learner.state()["scale"]
+    raw = score_traces(trainer, [group], micro_batch_tokens=4096)
+    found = learner.as_the_policy_gets_them(raw, [group])
+    assert all(torch.allclose(found[key], row, atol=1e-5) for key, row in enumerate(seen))
+    assert not torch.allclose(found[0], raw[0], atol=0.1)
+    assert learner.state()["scale"] == before
 
 
 def test_a_sample_that_reaches_the_experts_answer_changes_sides_only_where_the_job_says_so():

@@ -43,10 +43,10 @@ def _sample(text):
     return Sample(ids, (-0.5,) * len(ids), truncated=False)
 
 
-def _check(*rewards, clip=2.0):
+def _check(*rewards, clip=2.0, **others):
     rows = [Demonstration("What is 2 + 3?", "2 + 3 = 5\n#### 5", "5", "test:0")] * 2
     held_out = HeldOut(rows, _FourSamples(), TOKENIZER, ALONE, seed=0, micro_batch_tokens=4096)
-    return held_out.check(0, _Critic(*rewards), RewardConfig(aggregation="min", clip=clip))
+    return held_out.check(0, _Critic(*rewards), RewardConfig(aggregation="min", clip=clip), **others)
 
 
 def test_rewards_are_cut_as_the_policys_are_and_sorted_as_they_came():
@@ -55,6 +55,14 @@ def test_rewards_are_cut_as_the_policys_are_and_sorted_as_they_came():
     assert (metrics["dev/reward_right"], metrics["dev/reward_wrong"]) == (2.0, 0.0)  # 2 and 2; 2 and -2
     assert metrics["dev/group_std"] == pytest.approx(2.0)  # of 2, 2, 2 and -2: deviations 1, 1, 1, 3, over 3
     assert metrics["dev/auroc"] == 1.0  # 9 and 3 above 2.5, which the cut would make a tie
+
+
+def test_the_spread_is_that_of_the_policys_rewards_and_the_order_the_critics():
+    metrics = _check(
+        9.0, 3.0, 2.5, -9.0, for_policy=lambda rewards, _: {key: 0.1 * row for key, row in rewards.items()}
+    )
+    assert metrics["dev/reward_right"] == pytest.approx(0.6)  # 0.9 and 0.3, which no limit cuts
+    assert metrics["dev/auroc"] == 1.0
 
 
 def test_a_critic_whose_rewards_are_no_numbers_is_unhealthy_and_stops_nothing():

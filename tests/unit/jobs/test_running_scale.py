@@ -1,5 +1,7 @@
 """Rewards centred and scaled by what was seen so far."""
 
+import math
+
 import pytest
 import torch
 
@@ -34,3 +36,7 @@ def test_a_resumed_run_goes_on_with_the_same_scale():
     scale, resumed = _after([[1.0, 3.0]]), RunningScale()
     resumed.restore(scale.state())
     assert (resumed.mean, resumed.std) == (2.0, 1.0)
+
+
+def test_a_reward_that_is_no_number_does_not_spoil_the_scale_of_the_others():
+    assert _after([[1.0, math.nan], [3.0, math.inf]]).state() == _after([[1.0, 3.0]]).state()
