@@ -14,6 +14,7 @@ from torch import Tensor
 
 from irlops.contracts.jobs import AirlJob, JobEnvironment
 from irlops.errors import PreemptedError
+from irlops_jobs.distributed.heap import give_back_freed_memory
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.launch import run_worker
 from irlops_jobs.models.build import build_critic, export_critic, export_policy
@@ -117,6 +118,7 @@ class AirlRounds:
         for start in range(0, total, WARM_UP_CHUNK):
             num = min(WARM_UP_CHUNK, total - start)
             metrics = self._critic.learn_expert_states(self._side.demonstrations, num, draw=f"warm-up {start}")
+            give_back_freed_memory()
             if metrics:
                 right = metrics["critic/branch_accuracy"]
                 session.say(f"critic warm-up {start + num:4d}/{total}  expert token preferred {right:.3f}")

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from irlops.contracts.jobs import ReinforcementJob
 from irlops_jobs.checkpoints.store import CheckpointStore
 from irlops_jobs.collapse import CollapseGuard
+from irlops_jobs.distributed.heap import give_back_freed_memory
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models.build import build_policy, identity_of
 from irlops_jobs.models.scorers import PolicyScorer
@@ -119,6 +120,7 @@ class Loop:
         for index in range(start, job.num_rounds):
             torch.manual_seed(derive_seed("round", job.seed, index, session.runtime.rank))  # dropout, also when resumed
             metrics = self.do_round(index)
+            give_back_freed_memory()
             done = index + 1
             if done % job.evaluate_every == 0 or done == job.num_rounds:
                 metrics |= self.check(done)
