@@ -36,8 +36,9 @@ def demo(
     registered pair stay in .irlops (or IRLOPS_HOME), where the other commands find them.
     """
     from irlops.demo.jobs import JobFailedError
-    from irlops.demo.loop import DemoSettings, demo_home, run_demo
+    from irlops.demo.loop import DemoSettings, run_demo
     from irlops.demo.screen import Screen
+    from irlops.demo.surroundings import demo_home
 
     wanted = DemoSettings(
         output_dir=output_dir,

@@ -6,16 +6,12 @@ data -> mlflow -> sft -> airl -> evaluate -> register -> serve -> ask -> summary
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -33,7 +29,8 @@ from irlops.demo.jobs import PlannedJob, find_manifests, plan_job, run_job
 from irlops.demo.memory import PeakMemory
 from irlops.demo.progress import JobProgress
 from irlops.demo.screen import Screen, StageView, shown_path
-from irlops.errors import DataError, IrlopsError, MissingDependencyError, PreemptedError
+from irlops.demo.surroundings import ending_on_signals, introduction, policy_backend, program, require_packages
+from irlops.errors import DataError, IrlopsError, PreemptedError
 from irlops.local.processes import start_supervised
 from irlops.local.serve import ServedPair, ServerStatus, serve_pair
 from irlops.registry.server import MlflowServer, start_mlflow_server
@@ -41,7 +38,6 @@ from irlops.registry.server import MlflowServer, start_mlflow_server
 STAGES = ("data", "mlflow", "sft", "airl", "evaluate", "register", "serve", "ask")
 NUM_CANDIDATES = 16
 _NUM_EXAMPLES = 32
-_PACKAGES = ("torch", "transformers", "mlflow", "flask", "kserve", "psutil", "matplotlib", "rich")
 _MLFLOW_TIMEOUT_S = 600.0
 """Importing mlflow takes seconds, and minutes on a machine that others keep busy."""
 _POLL_S = 0.1
@@ -72,7 +68,7 @@ def run_demo(settings: DemoSettings, screen: Screen) -> Summary:
         IrlopsError: a stage failed; the message names it and its logs. What was finished before stays in the folder.
         JobFailedError: a job failed, likewise.
     """
-    _require_packages()
+    require_packages()
     manifests = find_manifests(settings.manifests_dir)
     jobs = {
         name: plan_job(
@@ -113,7 +109,7 @@ class Loop:
 
     def run(self, memory: PeakMemory) -> Summary:
         """All stages and the end of the story."""
-        self._screen.header(*_introduction(self._settings, self._folder))
+        self._screen.header(*introduction(self._settings.seed, self._folder.path))
         # MLflow takes seconds to import itself; meanwhile the first stage looks at the data.
         mlflow = self._running.enter_context(start_mlflow_server(self._settings.home / "mlflow", wait=False))
         examples = self._show_data()
@@ -236,7 +232,7 @@ class Loop:
         return pair
 
     def _serve(self, pair: Pair) -> ServedPair:
-        backend, why = _policy_backend()
+        backend, why = policy_backend()
         what = f"critic on KServe, policy on {why}, gateway in front"
         with self._stage("serve", "Serving", what) as view:
             policy_dir, critic_dir = pair.policy.local_path, pair.critic.local_path
@@ -304,17 +300,17 @@ class Loop:
         )
 
     def _where_to_go_on(self, summary: Summary) -> dict[str, str]:
-        program = _program()
+        own_name = program()
         if self._settings.keep:
             return {
                 "gateway": f"{summary.urls.gateway}  (playground; API at /docs)",
                 "MLflow": summary.urls.mlflow,
-                "ask it": f'{program} ask "{self._short_question}" --url {summary.urls.gateway}',
+                "ask it": f'{own_name} ask "{self._short_question}" --url {summary.urls.gateway}',
             }
         return {
-            "go on": f"{program} serve",
-            "then": f'{program} ask "{self._short_question}"',
-            "or": f"{program} pairs list",
+            "go on": f"{own_name} serve",
+            "then": f'{own_name} ask "{self._short_question}"',
+            "or": f"{own_name} pairs list",
         }
 
 
@@ -344,73 +340,3 @@ def _show_servers(view: StageView) -> Callable[[Sequence[ServerStatus]], None]:
         view.update(", ".join(parts), sum(one.is_ready for one in status), len(status))
 
     return show
-
-
-def _policy_backend() -> tuple[Any, str]:
-    """vLLM where it has a GPU. On two cores it needs 13 s and 1.9 GiB more than our own server for one question."""
-    from irlops.local.machine import this_machine
-
-    if this_machine().gpus and importlib.util.find_spec("vllm") is not None:
-        return "vllm", "vLLM"
-    return "transformers", "transformers (vLLM would need 2 GiB more here)"
-
-
-def _introduction(settings: DemoSettings, folder: DemoFolder) -> tuple[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from irlops.local.machine import this_machine
-
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "?"
-
-    machine = this_machine()
-    python = ".".join(map(str, sys.version_info[:3]))
-    return (
-        f"irlops demo: learn from expert solutions, serve what was learned, ask it (seed {settings.seed})",
-        f"irlops {of('irlops')}, Python {python}, torch {of('torch')}, transformers {of('transformers')}, MLflow "
-        f"{of('mlflow')}, KServe {of('kserve')} · {machine.num_cores} cores, {machine.memory_bytes / 2**30:.0f} GiB · "
-        f"results in {shown_path(folder.path)}",
-    )
-
-
-def _program() -> str:
-    """How to call us again: by name when that is found, else by the path of this environment."""
-    import shutil
-
-    return "irlops" if shutil.which("irlops") else shown_path(Path(sys.executable).parent / "irlops")
-
-
-def _require_packages() -> None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"The demo trains, serves and records here, and needs {', '.join(missing)} for it. Install it with: "
-            "pip install 'irlops[platform,jobs,serving,mlflow-server]'."
-        )
-
-
-@contextlib.contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that everything is ended in order and not only by its guards.
-
-    SIGINT counts as well where it came ignored: that is how scripts start what they put into the background.
-    """
-
-    def leave(signal_number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + signal_number)
-
-    wanted = {signal.SIGTERM: leave, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def demo_home() -> Path:
-    """Where the other commands look for MLflow, too: IRLOPS_HOME, or .irlops here."""
-    return Path(os.environ.get("IRLOPS_HOME", ".irlops")).expanduser().absolute()
