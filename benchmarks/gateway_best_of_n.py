@@ -6,7 +6,7 @@
 ``--smollm2`` takes the base weights of the preset smollm2-135m and a critic of the same size whose head nobody has trained:
 as slow as a trained pair, and good for nothing else.
 The policy writes the very same candidates on both sides: a request's seed fixes them. The two sides take turns on the
-same cores; the ratio counts.
+same cores, with questions that are new in each round; the ratio counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ NAMES = ("Tom", "Ana", "Mia", "Sam", "Leo", "Eva", "Ben", "Ida")
 
 def _question(place: int) -> str:
     name = NAMES[place % len(NAMES)]
-    return f"{name} has {3 + place} apples on Monday and buys {4 + place} more on Tuesday. How many apples does {name} have?"
+    first, second = 3 + place % 50, 4 + place % 37  # another question for each of thousands of places
+    return f"{name} has {first} apples on Monday and buys {second} more on Tuesday. How many apples does {name} have?"
 
 
 def _post(url: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -118,9 +119,10 @@ def _measure(policy: str, gateway: str, options: argparse.Namespace) -> list[tup
     rounds = []
     with concurrent.futures.ThreadPoolExecutor(options.at_once) as pool:
 
-        def run(side: Any, url: str) -> tuple[float, int]:
+        def run(side: Any, url: str, number: int) -> tuple[float, int]:
             started_s = time.perf_counter()
-            places = range(options.questions)
+            # Questions that no round before has asked: a server that remembers prompts has nothing to remember.
+            places = range(1 + number * options.questions, 1 + (number + 1) * options.questions)
             answers = list(pool.map(lambda place: side(url, place, options.max_tokens), places))
             wall_s = time.perf_counter() - started_s
             return wall_s / options.questions, sum(tokens for _, tokens in answers)
@@ -130,7 +132,7 @@ def _measure(policy: str, gateway: str, options: argparse.Namespace) -> list[tup
         for number in range(options.rounds):
             # Whoever comes second could find a warmer cache.
             order = sides if number % 2 == 0 else sides[::-1]
-            took = {side: run(side, url) for side, url in order}
+            took = {side: run(side, url, number) for side, url in order}
             (alone_s, alone_tokens), (reranked_s, reranked_tokens) = took[_generate], took[_rerank]
             rounds.append((alone_s, reranked_s, alone_tokens, reranked_tokens))
     return rounds
