@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from support.tiny_models import save_tiny_critic
 pytestmark = pytest.mark.slow
 
 LORA = {"lora": {"rank": 4, "alpha": 16}}
+ADDED_LAYERS = {"critic_from": "policy", "critic_extra_layers": 2, "critic_trains": "added_layers"}
 CALM = {"min_auroc": 0.0, "max_truncated": 1.0, "min_reward_std": 0.0, "max_accuracy_drop": 1.0}
 
 
@@ -55,11 +57,19 @@ def test_a_collapse_publishes_the_last_healthy_pair(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "sharding"), [(1, "ddp"), (2, "fsdp")], ids=["one process", "two processes with sharded weights"]
+    ("num_processes", "sharding", "critic"),
+    [(1, "ddp", {}), (2, "fsdp", {}), (2, "fsdp", ADDED_LAYERS)],
+    ids=[
+        "one process",
+        "two processes with sharded weights",
+        "sharded weights, of the critic added layers alone learn",
+    ],
 )
-def test_airl_samples_with_vllm_from_the_weights_it_trains(tmp_path: Path, num_processes: int, sharding: str):
+def test_airl_samples_with_vllm_from_the_weights_it_trains(
+    tmp_path: Path, num_processes: int, sharding: str, critic: dict[str, Any]
+):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    document = miniature("airl", num_rounds=3, sharding=sharding, rollouts={"engine": "vllm"})
+    document = miniature("airl", num_rounds=3, sharding=sharding, rollouts={"engine": "vllm"}, model=critic)
     ended = launch(document, tmp_path, num_processes=num_processes)  # returns when no process of it holds its output
     assert ended.code == 0, ended.output
     rounds = recorded(tmp_path / "mini-airl")
