@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,19 @@ class Rig:
         """The metrics page."""
         async with self.http.get("/metrics") as answer:
             return await answer.text()
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """The first answer of a chat completion."""
+    return body["choices"][0]["message"]["content"]
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Until ``condition`` holds."""
+    end_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_s, "did not happen in time"
+        await asyncio.sleep(0.01)
 
 
 def _event(block: str) -> Any:

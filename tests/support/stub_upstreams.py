@@ -203,6 +203,7 @@ class StubCritic:
     calls: list[list[list[int]]] = field(default_factory=list)
     """Token id lists of each call."""
     headers: list[dict[str, str]] = field(default_factory=list)
+    cancelled: int = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**26)
@@ -218,7 +219,11 @@ class StubCritic:
     async def _answer(self, request: web.Request, sequences: list[list[int]]) -> web.Response | None:
         self.calls.append(sequences)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
-        await asyncio.sleep(self.delay_s)
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.cut_calls > 0:
             self.cut_calls -= 1
             assert request.transport is not None

@@ -140,6 +140,7 @@ class Gateway:
         except Exception:
             logger.exception("unhandled_error", request_id=exchange.request_id, path=exchange.path)
             await self._answer_error(exchange, internal())
+        self._observe(exchange)
         self._log(exchange)
 
     async def _answer_error(self, exchange: Exchange, error: ApiError) -> None:
@@ -210,7 +211,7 @@ class Gateway:
                     with self.tracer.span(f"gateway.{request.model}") as headers:
                         await self._answer_completion(exchange, request, backends, headers)
         finally:
-            await self._account(exchange, caller, request.model)
+            await self._charge(exchange, caller)
 
     async def _answer_completion(
         self, exchange: Exchange, request: CompletionRequest, backends: Backends, headers: dict[str, str] | None
@@ -250,15 +251,17 @@ class Gateway:
             "pair": reranked.result.pair.model_dump(),
         }
 
-    async def _account(self, exchange: Exchange, caller: Caller, model: str) -> None:
+    async def _charge(self, exchange: Exchange, caller: Caller) -> None:
         """Count what was used, however the request ended: leaving before the end is no way around a budget."""
-        self._observe(exchange, model)
         await self._allowances.charge(caller, exchange.usage.total_tokens)
 
-    def _observe(self, exchange: Exchange, model: str) -> None:
+    def _observe(self, exchange: Exchange) -> None:
+        model = exchange.facts.get("model")
+        if model is None:
+            return
         operation, usage = OPERATIONS[exchange.path], exchange.usage
         seconds = time.perf_counter() - exchange.started_s
-        labelled(self.metrics.request_duration, operation, model, str(exchange.status or 500)).observe(seconds)
+        labelled(self.metrics.request_duration, operation, model, str(exchange.status)).observe(seconds)
         if usage.total_tokens:
             exchange.facts["tokens"] = usage.total_tokens
             labelled(self.metrics.token_usage, operation, model, "input").observe(usage.prompt_tokens)
@@ -280,7 +283,7 @@ class Gateway:
                     exchange.usage = Usage(rewards.usage.prompt_tokens, rewards.usage.completion_tokens)
                     await exchange.respond_json(rewards.model_dump())
         finally:
-            await self._account(exchange, caller, "critic")
+            await self._charge(exchange, caller)
 
     # --- everything else ----------------------------------------------------------------------------------------
 

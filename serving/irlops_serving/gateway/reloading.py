@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,15 @@ from irlops_serving.gateway.settings import GatewaySettings, load_settings
 
 if TYPE_CHECKING:
     from irlops_serving.gateway.app import Gateway
+
+
+@contextmanager
+def _going_on(doing: str) -> Iterator[None]:
+    """Log what nobody expected and go on: with a watcher that has ended, a revoked key would be valid for ever."""
+    try:
+        yield
+    except Exception:
+        logger.exception("watcher_failed", doing=doing)
 
 
 class Reloader:
@@ -40,12 +51,14 @@ class Reloader:
     async def _watch_files(self) -> None:
         while True:
             await asyncio.sleep(self._gateway.settings.reload_interval_s)
-            self.look()
+            with _going_on("looking at files"):
+                self.look()
 
     async def _watch_servers(self) -> None:
         while True:
             await asyncio.sleep(self._gateway.settings.probe_interval_s)
-            await self._gateway.pairs.current.probe()
+            with _going_on("probing servers"):
+                await self._gateway.pairs.current.probe()
             self._gateway.metrics.tasks.set(len(asyncio.all_tasks()))
 
     def look(self) -> None:

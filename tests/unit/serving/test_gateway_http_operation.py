@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import ssl
+import time
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -21,16 +22,16 @@ from support.stub_upstreams import StubCritic, StubPolicy, Vocabulary, served
 CHAT = "/v1/chat/completions"
 
 
-async def _eventually(ask, wanted, seconds=3.0):
-    for _ in range(int(seconds / 0.02)):
-        got = await ask()
-        if got == wanted:
-            return
+async def _waiting_for(wanted, ask, seconds=10.0):
+    """What ``ask`` answers once that is ``wanted``; what it answers after so many seconds when it never is."""
+    end_s = time.monotonic() + seconds
+    while (got := await ask()) != wanted and time.monotonic() < end_s:  # noqa: ASYNC110 - asked over HTTP
         await asyncio.sleep(0.02)
-    raise AssertionError(f"{got} never became {wanted}")
+    return got
 
 
 async def _ready(r):
+    """Status, policy, critic, and whether answers are degraded."""
     status, body = await r.get("/readyz")
     return status, body["policy"], body["critic"], body["degraded"]
 
@@ -39,19 +40,22 @@ async def test_the_gateway_is_ready_only_once_both_servers_have_been():
     async with rig(critic={"healthy": False}) as r:
         assert await _ready(r) == (503, "ready", "unavailable", False)
         r.critic.healthy = True
-        await _eventually(lambda: _ready(r), (200, "ready", "ready", False))
+        both = (200, "ready", "ready", False)
+        assert await _waiting_for(both, lambda: _ready(r)) == both
 
 
 async def test_a_critic_that_goes_away_degrades_but_keeps_the_gateway_ready():
     async with rig() as r:
         r.critic.healthy = False
-        await _eventually(lambda: _ready(r), (200, "ready", "unavailable", True))
+        degraded = (200, "ready", "unavailable", True)
+        assert await _waiting_for(degraded, lambda: _ready(r)) == degraded
 
 
 async def test_a_policy_that_goes_away_makes_the_gateway_unready_yet_alive():
     async with rig() as r:
         r.policy.healthy = False
-        await _eventually(lambda: _ready(r), (503, "unavailable", "ready", False))
+        unready = (503, "unavailable", "ready", False)
+        assert await _waiting_for(unready, lambda: _ready(r)) == unready
         assert (await r.get("/healthz"))[0] == 200
 
 
@@ -77,6 +81,31 @@ async def test_metrics_carry_the_gen_ai_names_and_the_best_of_n_series():
     # RIGHT has two fours in seven words: 2 / 7; the other has none.
     assert "irlops_gateway_reward_spread_sum 0.2857" in metrics
     assert "irlops_gateway_critic_seconds_count" in metrics
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_metrics_count_a_request_under_the_status_that_was_answered(stream):
+    # Not as a server error of the gateway, which would wake somebody up.
+    async with rig({"fail": lambda _: web.json_response({"error": {"message": "too long"}}, status=400)}) as r:
+        for model in ("policy", "reranked"):
+            await r.chat(model, stream=stream)
+        metrics = await r.metrics()
+    for model in ("policy", "reranked"):
+        labels = f'gen_ai_operation_name="chat",gen_ai_request_model="{model}",http_response_status_code="400"'
+        assert f"gen_ai_server_request_duration_seconds_count{{{labels}}} 1.0" in metrics
+    assert 'http_response_status_code="500"' not in metrics
+
+
+async def test_the_watchers_outlive_what_nobody_expected(monkeypatch):
+    async with rig() as r:
+        monkeypatch.setattr(r.gateway, "reload_keys", lambda: 1 / 0)
+        monkeypatch.setattr(r.gateway.pairs.current, "probe", lambda: 1 / 0)
+        await asyncio.sleep(0.2)
+        monkeypatch.undo()
+        r.critic.healthy = False
+        degraded = (200, "ready", "unavailable", True)
+        assert await _waiting_for(degraded, lambda: _ready(r)) == degraded
+        assert [task.done() for task in r.gateway._reloader._tasks] == [False, False]
 
 
 async def test_a_request_to_an_unknown_path_makes_no_series():
@@ -192,7 +221,7 @@ async def test_a_pair_that_cannot_be_used_leaves_the_old_one_and_the_next_still_
             async def version():
                 return gateway.pairs.current.versions.policy_version
 
-            await _eventually(version, "5")
+            assert await _waiting_for("5", version) == "5"
 
 
 async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
@@ -238,7 +267,8 @@ async def test_a_renewed_certificate_is_shown_without_a_restart_and_a_torn_one_n
         assert await shown() == first
         self_signed(tmp_path)
         assert certificate.read_text() != first
-        await _eventually(shown, certificate.read_text())
+        renewed = certificate.read_text()
+        assert await _waiting_for(renewed, shown) == renewed
 
 
 async def test_an_error_of_ours_is_answered_without_its_details_and_logged_with_them(capfd):
@@ -247,7 +277,8 @@ async def test_an_error_of_ours_is_answered_without_its_details_and_logged_with_
         status, body = await r.chat()
     assert (status, body["error"]["code"]) == (500, "internal_error")
     assert "NoneType" not in json.dumps(body)
-    assert "NoneType" in capfd.readouterr().out
+    logged = capfd.readouterr()
+    assert "NoneType" in logged.out + logged.err
 
 
 async def test_the_playgrounds_files_come_with_a_strict_policy(tmp_path):

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -14,7 +13,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from irlops_serving.gateway.keys import hash_key
-from support.gateway_rig import QUESTION, RIGHT, rig
+from support.gateway_rig import QUESTION, RIGHT, eventually, rig
 from support.stub_upstreams import served
 
 CHAT = "/v1/chat/completions"
@@ -28,13 +27,6 @@ def _keys(tmp_path, **fields):
 
 def _bearer(key):
     return {"authorization": f"Bearer {key}"}
-
-
-async def _eventually(condition, seconds=3.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +98,8 @@ async def test_who_leaves_a_stream_early_has_used_the_tokens_it_was_sent(fields,
             seen = b""
             while seen.count(b"word") < 40:
                 seen += await answer.content.readany()
-        await _eventually(lambda: r.policy.running == 0)
-        await _eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
+        await eventually(lambda: r.policy.running == 0)
+        await eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
         status, refused = await r.post(CHAT, {"model": "policy", "messages": QUESTION}, headers=_bearer("k"))
     # 40 tokens or more against a budget of 20.
     assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
@@ -141,13 +133,13 @@ async def test_a_client_that_leaves_stops_the_policy(model, stream):
     async with rig({"solutions": [solution], "token_delay_s": 0.02}) as r:
         body = {"model": model, "messages": QUESTION, "stream": stream}
         asking = asyncio.create_task(r.http.post(CHAT, json=body))
-        await _eventually(lambda: r.policy.running == 1)
+        await eventually(lambda: r.policy.running == 1)
         await asyncio.sleep(0.1)
         asking.cancel()
         if asking.done() and not asking.cancelled():
             asking.result().close()
-        await _eventually(lambda: r.policy.running == 0)
-        await _eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
+        await eventually(lambda: r.policy.running == 0)
+        await eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
     assert r.policy.cancelled == 1
 
 
@@ -157,9 +149,9 @@ async def test_a_client_that_reads_nothing_of_its_stream_is_left_and_the_policy_
         _, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]), limit=1024)
         body = json.dumps({"model": "policy", "messages": QUESTION, "stream": True}).encode()
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        await _eventually(lambda: r.policy.running == 1)
-        await _eventually(lambda: r.policy.running == 0)
-        await _eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
+        await eventually(lambda: r.policy.running == 1)
+        await eventually(lambda: r.policy.running == 0)
+        await eventually(lambda: r.gateway.metrics.cancelled._value.get() == 1)
         writer.close()
     assert r.policy.cancelled == 1
 
