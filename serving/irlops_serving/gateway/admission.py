@@ -17,7 +17,7 @@ class Gate:
     """
 
     def __init__(self, kind: str, places: int, max_queued: int, queue_timeout_s: float, metrics: Metrics) -> None:
-        self._kind, self._free, self._max_queued, self._timeout_s = kind, places, max_queued, queue_timeout_s
+        self._free, self._max_queued, self._timeout_s = places, max_queued, queue_timeout_s
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._in_flight, self._queued = labelled(metrics.in_flight, kind), labelled(metrics.queued, kind)
         self._refused_full = labelled(metrics.refused, "queue_full")
@@ -47,7 +47,7 @@ class Gate:
     async def _wait(self) -> None:
         if len(self._waiting) >= self._max_queued:
             self._refused_full.inc()
-            raise overloaded(f"Too many {self._kind} requests are waiting ({len(self._waiting)}).", self._timeout_s)
+            raise overloaded(f"Too many requests are waiting ({len(self._waiting)}).", self._timeout_s)
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         self._queued.inc()

@@ -168,8 +168,10 @@ def open_store(url: str) -> Storage:
     try:
         storage = storage_from_string(url, wrap_exceptions=True, **options)
     except ConfigurationError as error:
+        # The library quotes the URL, which may hold a password.
+        said = str(error).replace(url, f"{url.partition('://')[0]}://…")
         raise ConfigError(
-            f"limits.storage_url can't be used ({error}). Name async+memory:// or async+redis://…."
+            f"limits.storage_url can't be used ({said}). Name async+memory:// or async+redis://…."
         ) from None
     if not isinstance(storage, Storage):
         raise ConfigError("limits.storage_url names a store that would block. Put 'async+' before its scheme.")

@@ -183,9 +183,10 @@ class Gateway:
         exchange.caller = caller.name
         return caller
 
-    async def _admit(self, exchange: Exchange, caller: Caller, model: str) -> None:
-        if refusal := caller.refusal_of(model):
-            raise refusal
+    async def _admit(self, exchange: Exchange, caller: Caller, *models: str) -> None:
+        for model in models:
+            if refusal := caller.refusal_of(model):
+                raise refusal
         exchange.response_headers += await self._allowances.admit(caller)
 
     def _trace_headers(self, exchange: Exchange) -> dict[str, str]:
@@ -203,11 +204,14 @@ class Gateway:
         caller = await self._enter(exchange)
         request = read_completion(exchange.path, await exchange.read_body(), self.settings.limits)  # type: ignore[arg-type]
         exchange.facts["model"] = request.model
-        await self._admit(exchange, caller, request.model)
+        # A stream with rewards asks the critic once a step: it needs the right to, and a place among those who do.
+        with_rewards = request.stream_rewards is not None
+        await self._admit(exchange, caller, request.model, *(["critic"] if with_rewards else []))
+        gate = self._gates["reranked" if with_rewards else request.model]
         self.tracer.enter_request(self._trace_headers(exchange))
         try:
             with CancelWhenGone(exchange):
-                async with self._gates[request.model], self.pairs.lease() as backends:
+                async with gate, self.pairs.lease() as backends:
                     with self.tracer.span(f"gateway.{request.model}") as headers:
                         await self._answer_completion(exchange, request, backends, headers)
         finally:

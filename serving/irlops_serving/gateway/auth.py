@@ -21,6 +21,8 @@ from irlops_serving.gateway.metrics import Metrics, labelled
 from irlops_serving.gateway.settings import AuthSettings, OidcSettings
 
 MIN_SECONDS_BETWEEN_JWKS_READS = 10.0
+# While the provider is away. Without a pause, everybody with a made-up token waits for a read of their own, one after another.
+SECONDS_AFTER_A_FAILED_READ = 1.0
 JWKS_LIMIT_S = 5.0
 MAX_REMEMBERED_TOKENS = 4096
 
@@ -126,6 +128,7 @@ class IdentityProvider:
         self._settings = settings
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._read_at_s = -MIN_SECONDS_BETWEEN_JWKS_READS
+        self._failed_at_s = -SECONDS_AFTER_A_FAILED_READ
         self._reading = asyncio.Lock()
         self._verified: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
 
@@ -155,7 +158,7 @@ class IdentityProvider:
                 leeway=settings.leeway_s, options={"require": ["exp", "iss", "aud"]},
             )  # fmt: skip
         except jwt.PyJWTError as error:
-            raise unauthorized(f"The token was refused: {error}.") from None
+            raise unauthorized(f"The token was refused: {error}. Get a new one from your identity provider.") from None
 
     async def _key(self, key_id: str | None) -> jwt.PyJWK:
         if key_id not in self._keys:
@@ -167,17 +170,18 @@ class IdentityProvider:
 
     async def _read_keys(self) -> None:
         async with self._reading:
+            if time.monotonic() - self._failed_at_s < SECONDS_AFTER_A_FAILED_READ:
+                raise _provider_unavailable()
             if time.monotonic() - self._read_at_s < MIN_SECONDS_BETWEEN_JWKS_READS:
                 return
-            self._read_at_s = time.monotonic()
             try:
                 async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=JWKS_LIMIT_S)) as session:
                     keys = jwt.PyJWKSet.from_dict(await _get_json(session, await self._jwks_url(session))).keys
             except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, jwt.PyJWTError) as error:
-                self._read_at_s = -MIN_SECONDS_BETWEEN_JWKS_READS
+                self._failed_at_s = time.monotonic()
                 logger.error("jwks_not_read", error=repr(error))
                 raise _provider_unavailable() from error
-            self._keys = {key.key_id: key for key in keys}
+            self._keys, self._read_at_s = {key.key_id: key for key in keys}, time.monotonic()
 
     async def _jwks_url(self, session: aiohttp.ClientSession) -> str:
         if self._settings.jwks_url is not None:

@@ -119,6 +119,7 @@ def rate_limited(message: str, retry_after_s: float) -> ApiError:
 
 def overloaded(message: str, retry_after_s: float) -> ApiError:
     """503: the gateway's queues are full."""
+    message += f" Try again in {max(1, math.ceil(retry_after_s))} s."
     return _error(message, status=503, type="service_unavailable", code="overloaded", retry_after_s=retry_after_s)
 
 

@@ -70,6 +70,8 @@ def read_key_file(path: Path) -> dict[str, KeyEntry]:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise ConfigError(f"The key file {path} is wrong: {faults}.") from error
+    except ValueError as error:  # a day that no month has
+        raise ConfigError(f"The key file {path} is wrong: {error}.") from error
     by_hash = {entry.sha256: entry for entry in entries}
     if len(by_hash) != len(entries):
         raise ConfigError(f"The key file {path} has one sha256 under two names. Make a key for each.")

@@ -2,6 +2,8 @@
 
 - The head of a request has a time and a size. uvicorn's httptools protocol has neither: clients that send a header byte by
   byte keep their connections for ever, and one that never ends its header fills the memory, before anybody asks for a key.
+- So do the other bytes that are no body: trailers, the framing of chunks, empty lines. uvicorn gathers trailers without end, also
+  after it has answered, and forgets to close an idle connection once such bytes came.
 - A client that does not read what it asked for is left after a time. Until then its place and its upstream would wait for it.
 - What one turn of the loop has to say on a connection goes out in one write. uvicorn writes a response's head and its body
   apart, and uvloop hands each to the kernel at once: a second system call and a second packet.
@@ -30,7 +32,9 @@ class GuardedProtocol(HttpToolsProtocol):
     _is_in_head = True
     """Also before a connection has said anything."""
     _has_begun = False
-    _num_head_bytes = 0
+    _num_bare_bytes = 0
+    """Since the request began, or since the last byte of its body."""
+    _is_counted_anew = False
     _head_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
 
@@ -39,32 +43,48 @@ class GuardedProtocol(HttpToolsProtocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._reader_timer):
-            if timer is not None:
-                timer.cancel()
+        self._cancel_head_timer()
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # What a head begins in may hold the body before it, too: it counts from the next piece on.
-        was_in_head = self._is_in_head
+        was_in_head, self._is_counted_anew = self._is_in_head, False
         super().data_received(data)
-        if was_in_head and self._is_in_head:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(head_too_large(MAX_HEAD_BYTES))
+        # The piece that a head or a part of the body begins in may hold what is before it, too: it counts from the next one on.
+        if not self._is_counted_anew or (was_in_head and self._is_in_head):
+            self._num_bare_bytes += len(data)
+            if self._num_bare_bytes > MAX_HEAD_BYTES:
+                self._end_bare_bytes()
+        if self._is_answered and self._head_timer is None:
+            self._watch_head()
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether nobody waits for what comes: the rest of a request that has its answer, or nothing of a request at all."""
+        return not self._is_in_head and self.cycle is not None and self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._is_in_head, self._has_begun, self._num_head_bytes = True, True, 0
-        if self._head_timer is None:
-            self._watch_head()
+        self._is_in_head, self._has_begun = True, True
+        self._count_anew()
+        self._watch_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:  # trailers are not headers
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._cancel_head_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._count_anew()
+        super().on_body(body)
+
+    def _count_anew(self) -> None:
+        self._num_bare_bytes, self._is_counted_anew = 0, True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -77,13 +97,25 @@ class GuardedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _watch_head(self) -> None:
+        self._cancel_head_timer()
         self._head_timer = self.loop.call_later(self.timeouts.head_s, self._end_slow_head)
 
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def _end_slow_head(self) -> None:
-        if self._has_begun:
+        if self._is_in_head and self._has_begun:
             self._refuse(slow_head(self.timeouts.head_s))
         else:
             # A proxy that opened it ahead of need would take words for the answer to its first request.
+            self.transport.close()
+
+    def _end_bare_bytes(self) -> None:
+        if self._is_in_head:
+            self._refuse(head_too_large(MAX_HEAD_BYTES))
+        else:
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:

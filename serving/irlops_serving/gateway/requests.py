@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from irlops.contracts.rerank import WHOLE, RerankRequest, StreamRewardsRequest
@@ -19,9 +20,13 @@ INT64 = 2**63
 CLOSED_FIELDS = frozenset(
     {
         "kv_transfer_params", "ec_transfer_params", "priority", "request_id", "cache_salt", "chat_template",
-        "media_io_kwargs", "mm_processor_kwargs", "prompt_embeds",
+        "media_io_kwargs", "mm_processor_kwargs", "prompt_embeds", "vllm_xargs",
     }
 )  # fmt: skip
+# Names by which ``chat_template_kwargs`` would reach the same places.
+CLOSED_TEMPLATE_FIELDS = frozenset({"chat_template", "tokenize"})
+# Prompts times ``n`` of one request, which takes one place however much it asks for; as many prompts as vLLM takes.
+MAX_SAMPLES = 1024
 # What samples need not know, and fields whose meaning a choice among candidates would break.
 REFUSED_WITH_RERANK = frozenset({"best_of", "echo", "use_beam_search", "prompt_logprobs", "suffix"})
 
@@ -46,6 +51,10 @@ class _Common(BaseModel):
     frequency_penalty: Penalty | None = None
     user: str | None = None
 
+    @property
+    def asked_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -69,6 +78,11 @@ class CompletionFields(_Common):
         | Annotated[list[list[Annotated[int, Field(strict=True, ge=0, lt=INT64), WHOLE]]], Field(min_length=1)]
     )
     logprobs: Annotated[int, Field(strict=True, ge=0, le=20), WHOLE] | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        """A text and a list of token ids are one."""
+        return 1 if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else len(self.prompt)
 
 
 _FIELDS = {CHAT: TypeAdapter(ChatFields), COMPLETIONS: TypeAdapter(CompletionFields)}
@@ -118,9 +132,14 @@ def read_completion(route: Route, raw: bytes, limits: LimitSettings) -> Completi
     if fields.model not in ("policy", "reranked"):
         raise unknown_model(fields.model)
     _check_limits(fields, limits)
-    if closed := CLOSED_FIELDS & document.keys():
+    if closed := _closed_fields(document):
         name = min(closed)
         raise invalid_request(f"{name!r} is not open to clients of this gateway.", name, "unsupported_parameter")
+    says_nothing = fields.asked_tokens is None and (route == CHAT or "max_tokens" in document)
+    if limits.max_tokens is not None and says_nothing:
+        # vLLM would go on to the end of its context. (Not in a completion without the field: that gets 16 tokens there.)
+        document["max_tokens"] = limits.max_tokens
+        raw = orjson.dumps(document)
     rerank = _extension(_RERANK, document, "rerank", allowed=fields.model == "reranked")
     rewards = _extension(_STREAM_REWARDS, document, "rewards", allowed=fields.model == "policy" and bool(fields.stream))
     request = CompletionRequest(
@@ -131,6 +150,14 @@ def read_completion(route: Route, raw: bytes, limits: LimitSettings) -> Completi
     return request
 
 
+def _closed_fields(document: dict[str, Any]) -> set[str]:
+    closed = set(CLOSED_FIELDS & document.keys())
+    template_fields = document.get("chat_template_kwargs")
+    if isinstance(template_fields, dict):
+        closed |= {f"chat_template_kwargs.{name}" for name in CLOSED_TEMPLATE_FIELDS & template_fields.keys()}
+    return closed
+
+
 def _check_limits(fields: _Common, limits: LimitSettings) -> None:
     if (fields.n or 1) > limits.max_candidates:
         raise invalid_request(f"n={fields.n} is more than the {limits.max_candidates} allowed.", "n")
@@ -138,6 +165,11 @@ def _check_limits(fields: _Common, limits: LimitSettings) -> None:
         asked = getattr(fields, name)
         if asked is not None and limits.max_tokens is not None and asked > limits.max_tokens:
             raise invalid_request(f"{name}={asked} is more than the {limits.max_tokens} allowed.", name)
+    if isinstance(fields, CompletionFields) and (num_samples := fields.num_prompts * (fields.n or 1)) > MAX_SAMPLES:
+        raise invalid_request(
+            f"{num_samples} samples are more than the {MAX_SAMPLES} of one request. Send fewer prompts at once.",
+            "prompt",
+        )
 
 
 def _extension(adapter: TypeAdapter[Any], document: dict[str, Any], name: str, *, allowed: bool) -> Any:

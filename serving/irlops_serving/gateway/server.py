@@ -120,7 +120,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ConfigError(
-            f"Can't listen on {host}:{port}: {error.strerror}. Choose another --port (0 picks a free one)."
+            f"Can't listen on {host}:{port}: {error.strerror}. Choose another --port (0 picks a free one) or --host."
         ) from error
     return listening
 

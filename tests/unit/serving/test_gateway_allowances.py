@@ -124,9 +124,10 @@ async def test_a_store_that_is_away_refuses_requests_and_keeps_what_is_owed():
 
 @pytest.mark.parametrize(
     ("url", "why"),
-    [("memory://", "would block"), ("nonsense://", "unknown storage scheme")],
+    [("memory://", "would block"), ("nonsense://:secret@host/0", "unknown storage scheme")],
     ids=["not async", "unknown"],
 )
 def test_a_store_that_cannot_be_used_is_said_at_the_start(url, why):
-    with pytest.raises(ConfigError, match=why):
+    with pytest.raises(ConfigError, match=why) as error:
         Allowances(LimitSettings(storage_url=url))
+    assert "host" not in str(error.value)  # nor the password before it

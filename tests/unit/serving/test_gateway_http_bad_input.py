@@ -69,6 +69,8 @@ async def test_a_body_that_is_no_json_object_is_refused(body, said):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"kv_transfer_params": {}}, "kv_transfer_params"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs.chat_template"),
+        ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
         ({"rerank": {}}, "rerank"),
         ({"rewards": {}}, "rewards"),
     ],

@@ -51,10 +51,11 @@ def test_a_changed_file_is_read_again(tmp_path):
         ring.caller_of("old")
 
 
-def test_a_file_that_became_unreadable_leaves_the_keys_in_force(tmp_path):
+@pytest.mark.parametrize("text", ["keys: [{", "keys: [{expires: 2027-02-31}]"], ids=["no YAML", "no such day"])
+def test_a_file_that_became_unreadable_leaves_the_keys_in_force(tmp_path, text):
     path = _write(tmp_path / "keys.yaml", _entry("k"))
-    ring, path_text = KeyRing(path, metrics := Metrics()), "keys: [{"
-    path.write_text(path_text)
+    ring = KeyRing(path, metrics := Metrics())
+    path.write_text(text)
     ring.reload_if_changed()
     assert ring.caller_of("k").name == "team-a"
     assert b'irlops_gateway_reloads_total{outcome="failed",what="keys"} 1.0' in metrics.render()
