@@ -17,7 +17,7 @@ from irlops_serving.gateway.callers import Caller
 from irlops_serving.gateway.certificate import ServedCertificate
 from irlops_serving.gateway.errors import ApiError, ClientGone, internal, unknown_route, wrong_method
 from irlops_serving.gateway.exchange import CancelWhenGone, Exchange, Receive, Scope, Send, Usage
-from irlops_serving.gateway.logs import logger
+from irlops_serving.gateway.logs import log_request, logger
 from irlops_serving.gateway.metrics import Metrics, labelled
 from irlops_serving.gateway.openapi import DOCS_HEADERS, docs_page, openapi_document
 from irlops_serving.gateway.pages import Pages
@@ -46,6 +46,7 @@ class Gateway:
         self.settings, self.metrics = settings, Metrics()
         self.tracer = tracer or make_tracer(settings.otlp_endpoint)
         self.draining = False
+        self._logs_requests = settings.log_level in ("debug", "info")
         self.certificate: ServedCertificate | None = None
         """Set by the server that speaks TLS."""
         self._authenticator = Authenticator(settings.auth, self.metrics)
@@ -162,17 +163,18 @@ class Gateway:
         return handler
 
     def _log(self, exchange: Exchange) -> None:
-        if exchange.path in ("/healthz", "/readyz", "/metrics"):
+        if not self._logs_requests or exchange.path in ("/healthz", "/readyz", "/metrics"):
             return
-        logger.info(
-            "request",
-            request_id=exchange.request_id,
-            caller=exchange.caller,
-            method=exchange.method,
-            path=exchange.path[:200],
-            status=exchange.status,
-            duration_ms=round((time.perf_counter() - exchange.started_s) * 1000, 2),
-            **exchange.facts,
+        log_request(
+            {
+                "request_id": exchange.request_id,
+                "caller": exchange.caller,
+                "method": exchange.method,
+                "path": exchange.path[:200],
+                "status": exchange.status,
+                "duration_ms": round((time.perf_counter() - exchange.started_s) * 1000, 2),
+                **exchange.facts,
+            }
         )
 
     async def _enter(self, exchange: Exchange) -> Caller:
