@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from irlops.contracts.jobs import parse_job
-from irlops.contracts.pipeline import evaluation_document, parse_pipeline_spec, training_document
+from irlops.contracts.pipeline import parse_pipeline_spec
+from irlops.contracts.pipeline_jobs import evaluation_document, training_document
 from support.charts import CHARTS, REPOSITORY
 
 GUIDES = sorted((REPOSITORY / "docs" / "guides").glob("*.md"))

@@ -4,15 +4,10 @@ import pytest
 import yaml
 
 from irlops.contracts.jobs import DataConfig, parse_job
-from irlops.contracts.pipeline import (
-    PipelineData,
-    PipelineGate,
-    PipelineStatus,
-    evaluation_document,
-    parse_pipeline_spec,
-    training_document,
-)
+from irlops.contracts.pipeline import PipelineData, PipelineGate, parse_pipeline_spec
 from irlops.contracts.pipeline_crd import crd_yaml, pipeline_crd
+from irlops.contracts.pipeline_jobs import evaluation_document, training_document
+from irlops.contracts.pipeline_status import PipelineStatus
 from irlops.errors import ManifestError
 from support.charts import CHARTS, kubernetes_faults, render
 

@@ -12,7 +12,7 @@ import yaml
 from irlops.cluster.api import KubernetesApi
 from irlops.contracts.operator import FIELD_MANAGER, PAIR_CONFIG_KEY, OperatorSettings
 from irlops.contracts.pair import EvaluationSummary
-from irlops.contracts.pipeline import PairVersions
+from irlops.contracts.pipeline_status import PairVersions
 from irlops.errors import PairError, UnavailableError
 from irlops.operator.metrics import OperatorMetrics
 from irlops.operator.observed import GatewayAnswer, MoveAlias, RegisteredPair

@@ -10,9 +10,6 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 MAX_LINES = 430
-LONGER_BY_DESIGN = {
-    "platform/irlops/contracts/pipeline.py": 500,  # the whole ReasoningPipeline resource reads top to bottom
-}
 UNFINISHED = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" + "XX")) + r")\b")
 HOME_FOLDER = re.compile(r"/(home|Users)/(?!me/|user/|runner/)\w+/|/ro{2}t/")
 
@@ -66,11 +63,7 @@ def test_test_files_have_names_of_their_own():
 
 
 def test_no_source_file_grows_too_long_to_read():
-    too_long = {
-        name: num
-        for name, text in _texts()
-        if name.endswith(".py") and (num := text.count("\n")) > LONGER_BY_DESIGN.get(name, MAX_LINES)
-    }
+    too_long = {name: num for name, text in _texts() if name.endswith(".py") and (num := text.count("\n")) > MAX_LINES}
     assert too_long == {}
 
 

@@ -1,10 +1,11 @@
-"""The custom resource ``ReasoningPipeline`` (irlops.dev/v1alpha1): what a user writes and what the operator answers.
+"""The custom resource ``ReasoningPipeline`` (irlops.dev/v1alpha1) and its ``spec``, what a user writes:
 
     PipelineSpec    data, baseModels, stages, evaluation, jobTemplate, gates, serving, retries, suspend
-    PipelineStatus  observedGeneration, phase, conditions, run, pairs, gates, history
 
-The CRD's schema is generated from these classes (``irlops.contracts.pipeline_crd``), so the operator and the API server
-can't come to mean different things. Keys are camelCase on the wire and snake_case here. What only a cluster can know
+What the operator answers is in ``pipeline_status``, what a spec asks of its jobs in ``pipeline_jobs``.
+
+The CRD's schema is generated from these classes and those of the status (``pipeline_crd``), so the operator and the API
+server can't come to mean different things. Keys are camelCase on the wire and snake_case here. What only a cluster can know
 (whether a claim, a data set, a metric or a queue exists) is not refused by the schema: the operator says so in a
 condition with a reason.
 """
@@ -318,102 +319,6 @@ class PipelineSpec(Part):
     history_limit: int = Field(default=10, ge=0, le=MAX_HISTORY)
 
 
-Phase = Literal[
-    "Pending",
-    "Training",
-    "Evaluating",
-    "Gating",
-    "Registering",
-    "RollingOut",
-    "Ready",
-    "Suspended",
-    "RolledBack",
-    "Failed",
-]
-
-
-class Condition(Part):
-    """As in any Kubernetes object."""
-
-    type: str = Field(max_length=316)
-    status: Literal["True", "False", "Unknown"]
-    reason: str = Field(min_length=1, max_length=1024)
-    message: str = Field(max_length=32_768)
-    last_transition_time: Time
-    observed_generation: int | None = Field(default=None, ge=0)
-
-
-class PairVersions(Part):
-    """One pair, by the versions of its registered models."""
-
-    policy_version: str
-    critic_version: str
-
-
-class PairStatus(Part):
-    """Pairs that the pipeline knows."""
-
-    serving: PairVersions | None = None
-    """What the gateway answers with."""
-    candidate: PairVersions | None = None
-    """What is being rolled out."""
-    last_good: PairVersions | None = None
-    """What a roll-back returns to."""
-
-
-class RunStatus(Part):
-    """The run that is going on, or the last one."""
-
-    id: str
-    """Changes with every new run; part of job and run names."""
-    generation: int
-    """Of the spec that started it."""
-    stage: str | None = None
-    """Name of the stage, or ``evaluation``."""
-    job_name: str | None = None
-    attempts: int = Field(default=0, ge=0)
-    """Starts of this stage's job so far."""
-    not_before: Time | None = None
-    """The next try waits until then."""
-    started_at: Time | None = None
-
-
-class GateStatus(Part):
-    """How one gate went."""
-
-    metric: str
-    passed: bool
-    value: float | None = None
-    message: str | None = None
-    """Why it failed."""
-
-
-class HistoryEntry(Part):
-    """One finished run."""
-
-    run: str
-    generation: int
-    outcome: Literal["Promoted", "Registered", "GateFailed", "RolledBack", "Failed"]
-    message: str = ""
-    pair: PairVersions | None = None
-    finished_at: Time
-
-
-class PipelineStatus(Part):
-    """What the operator saw."""
-
-    observed_generation: int | None = None
-    phase: Phase | None = None
-    message: str | None = None
-    """One line for people: what is going on, or what to do."""
-    conditions: list[Condition] = Field(default=[], max_length=16, json_schema_extra=keyed_by("type"))
-    run: RunStatus | None = None
-    pairs: PairStatus | None = None
-    gates: list[GateStatus] = Field(default=[], max_length=32, json_schema_extra=keyed_by("metric"))
-    history: list[HistoryEntry] = Field(default=[], max_length=MAX_HISTORY)
-    """Newest first."""
-
-
 def parse_pipeline_spec(document: Any, *, origin: str) -> PipelineSpec:
     """Validate the ``spec`` of a ReasoningPipeline.
 
@@ -427,60 +332,3 @@ def parse_pipeline_spec(document: Any, *, origin: str) -> PipelineSpec:
         raise ManifestError(
             f"{origin} is not a valid ReasoningPipeline: {faults}. `kubectl explain reasoningpipeline.spec` lists the keys."
         ) from error
-
-
-def training_document(spec: PipelineSpec, index: int, run: str) -> dict[str, Any]:
-    """The job file of stage ``index`` (from 0) of ``run``, ready for ``irlops.contracts.jobs.parse_job``.
-
-    Each stage starts from the policy that the stage before it left on the state volume.
-
-    Example: stages sft, airl of run ``gsm8k-1`` -> run names ``gsm8k-1-sft``, ``gsm8k-1-airl``.
-    """
-    stage = spec.stages[index]
-    model = _model_section(spec)
-    if index > 0:
-        before = run_name(run, spec.stages[index - 1].name)
-        model["policy_from"] = f"{before}/policy"
-        if stage.kind == "airl":
-            has_critic = spec.stages[index - 1].kind == "airl"
-            model["critic_from"] = f"{before}/critic" if has_critic else spec.base_models.critic_from or "policy"
-    return _with_settings(spec, stage.settings, stage.kind, run_name(run, stage.name), model)
-
-
-def evaluation_document(spec: PipelineSpec, run: str) -> dict[str, Any]:
-    """The job file that evaluates what the last stage left; a run without a critic is evaluated without one."""
-    last = spec.stages[-1]
-    model = _model_section(spec) | {"policy_from": f"{run_name(run, last.name)}/policy", "critic_from": None}
-    if last.kind == "airl":
-        model["critic_from"] = f"{run_name(run, last.name)}/critic"
-    settings = {
-        "row": last.kind,
-        **spec.evaluation.settings,
-        "samples_per_problem": spec.evaluation.samples_per_problem,
-    }
-    return _with_settings(spec, settings, "evaluate", run_name(run, "evaluation"), model)
-
-
-def run_name(run: str, stage: str) -> str:
-    """Folder and MLflow run of one stage."""
-    return f"{run}-{stage}"
-
-
-_SET_BY_THE_PIPELINE = ("kind", "run_name", "data", "model")
-
-
-def _with_settings(
-    spec: PipelineSpec, settings: Mapping[str, Any], kind: str, name: str, model: Mapping[str, Any]
-) -> dict[str, Any]:
-    taken = [key for key in _SET_BY_THE_PIPELINE if key in settings]
-    if taken:
-        raise ManifestError(
-            f"The settings of {name} hold {', '.join(taken)}, which the pipeline sets itself. "
-            "Use spec.data and spec.baseModels, and the stage's name and kind."
-        )
-    data = spec.data.model_dump(exclude={"claim_name", "sub_path"}, exclude_none=True)
-    return {**settings, "kind": kind, "run_name": name, "data": data, "model": dict(model)}
-
-
-def _model_section(spec: PipelineSpec) -> dict[str, Any]:
-    return spec.base_models.model_dump(exclude_none=True)

@@ -1,4 +1,5 @@
-"""The CustomResourceDefinition of ``ReasoningPipeline``, generated from the classes in ``irlops.contracts.pipeline``.
+"""The CustomResourceDefinition of ``ReasoningPipeline``, generated from the classes in ``irlops.contracts.pipeline`` and
+``pipeline_status``.
 
 python -m irlops.contracts.pipeline_crd > charts/irlops-crds/templates/reasoningpipelines.yaml
 """
@@ -11,12 +12,13 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel
 
-from irlops.contracts.pipeline import GROUP, KIND, MAX_NAME_CHARS, PLURAL, VERSION, PipelineSpec, PipelineStatus, rules
+from irlops.contracts.pipeline import GROUP, KIND, MAX_NAME_CHARS, PLURAL, VERSION, PipelineSpec, rules
+from irlops.contracts.pipeline_status import PipelineStatus
 
 Schema = dict[str, Any]
 
 _HEADER = """\
-# Generated from platform/irlops/contracts/pipeline.py; do not edit. Make it again with:
+# Generated from platform/irlops/contracts/pipeline.py and pipeline_status.py; do not edit. Make it again with:
 #   python -m irlops.contracts.pipeline_crd > charts/irlops-crds/templates/reasoningpipelines.yaml
 """
 

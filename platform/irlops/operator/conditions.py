@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from irlops.contracts.pipeline import Condition, PipelineStatus
+from irlops.contracts.pipeline_status import Condition, PipelineStatus
 
 READY = "Ready"
 """True: this spec's run is done, and its outcome stands."""

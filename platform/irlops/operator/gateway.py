@@ -7,7 +7,7 @@ from typing import Any
 
 import aiohttp
 
-from irlops.contracts.pipeline import PairVersions
+from irlops.contracts.pipeline_status import PairVersions
 from irlops.operator.observed import GatewayAnswer
 
 TIMEOUT_S = 5.0

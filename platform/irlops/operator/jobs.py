@@ -16,7 +16,8 @@ from irlops.contracts.operator import (
     STAGE_LABEL,
     OperatorSettings,
 )
-from irlops.contracts.pipeline import PipelineSpec, evaluation_document, run_name, training_document
+from irlops.contracts.pipeline import PipelineSpec
+from irlops.contracts.pipeline_jobs import evaluation_document, run_name, training_document
 from irlops.contracts.pytorchjob import CONTAINER, DEFAULT_PORT, PORT_NAME
 from irlops.operator.names import (
     ATTEMPT_ANNOTATION,

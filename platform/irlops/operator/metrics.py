@@ -11,7 +11,7 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from irlops.contracts.operator import OPERATOR_SERIES
-from irlops.contracts.pipeline import Phase, PipelineStatus
+from irlops.contracts.pipeline_status import Phase, PipelineStatus
 
 BUCKETS = (0.01, 0.05, 0.1, 0.5, 1, 5, 30)
 

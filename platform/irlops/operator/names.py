@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from irlops.contracts.pipeline import PairVersions, PipelineSpec
+from irlops.contracts.pipeline import PipelineSpec
+from irlops.contracts.pipeline_status import PairVersions
 
 EVALUATION = "evaluation"
 REGISTRATION = "registration"

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from irlops.contracts.pair import Alias, EvaluationSummary
-from irlops.contracts.pipeline import PairVersions
+from irlops.contracts.pipeline_status import PairVersions
 
 Body = Mapping[str, Any]
 

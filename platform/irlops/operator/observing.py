@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from irlops.cluster.api import CLAIM, CONFIGMAP, INFERENCESERVICE, POD, PYTORCHJOB, ApiMissingError, KubernetesApi
 from irlops.contracts.operator import PIPELINE_LABEL, RUN_LABEL, STAGE_LABEL, OperatorSettings
-from irlops.contracts.pipeline import PipelineSpec, PipelineStatus, run_name
+from irlops.contracts.pipeline import PipelineSpec
+from irlops.contracts.pipeline_jobs import run_name
+from irlops.contracts.pipeline_status import PipelineStatus
 from irlops.errors import PairError, UnavailableError
 from irlops.operator.names import REGISTRATION, claim_name, run_id
 from irlops.operator.observed import GatewayAnswer, Observed, RegisteredPair, RegistryView

@@ -9,17 +9,8 @@ from pydantic import ValidationError
 
 from irlops.contracts.operator import OperatorSettings
 from irlops.contracts.pair import failed_gates
-from irlops.contracts.pipeline import (
-    MAX_HISTORY,
-    Condition,
-    GateStatus,
-    HistoryEntry,
-    PairVersions,
-    Phase,
-    PipelineSpec,
-    PipelineStatus,
-    parse_pipeline_spec,
-)
+from irlops.contracts.pipeline import MAX_HISTORY, PipelineSpec, parse_pipeline_spec
+from irlops.contracts.pipeline_status import Condition, GateStatus, HistoryEntry, PairVersions, Phase, PipelineStatus
 from irlops.errors import ManifestError
 from irlops.operator.conditions import READY, REGISTRY, SERVING, condition, find, replaced, written
 from irlops.operator.names import run_id, versions_label

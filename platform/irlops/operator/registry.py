@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from irlops.contracts.pair import CRITIC_MODEL, POLICY_MODEL, Alias
-from irlops.contracts.pipeline import PairVersions
+from irlops.contracts.pipeline_status import PairVersions
 from irlops.errors import PairError, UnavailableError
 from irlops.operator.observed import RegisteredPair
 from irlops.registry import aliases as alias_moves

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from irlops.contracts.operator import PAIR_CONFIG_KEY, OperatorSettings
-from irlops.contracts.pipeline import Condition, PairStatus, PairVersions, Phase, PipelineSpec, PipelineStatus
+from irlops.contracts.pipeline import PipelineSpec
+from irlops.contracts.pipeline_status import Condition, PairStatus, PairVersions, Phase, PipelineStatus
 from irlops.errors import PairError
 from irlops.operator.conditions import ROLLED_OUT, condition, find, read
 from irlops.operator.names import APPLIED_ANNOTATION, service_name, versions_label

@@ -21,7 +21,8 @@ from irlops.contracts.operator import (
     ROLE_LABEL,
     OperatorSettings,
 )
-from irlops.contracts.pipeline import Autoscaling, HalfTemplate, PairVersions, PipelineSpec
+from irlops.contracts.pipeline import Autoscaling, HalfTemplate, PipelineSpec
+from irlops.contracts.pipeline_status import PairVersions
 from irlops.errors import PairError
 from irlops.operator.jobs import merged, owner_reference
 from irlops.operator.names import APPLIED_ANNOTATION, digest_of, service_name

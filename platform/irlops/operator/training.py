@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from irlops.contracts.operator import RUN_LABEL, STAGE_LABEL, OperatorSettings
-from irlops.contracts.pipeline import HistoryEntry, Phase, PipelineSpec, PipelineStatus, RunStatus
+from irlops.contracts.pipeline import PipelineSpec
+from irlops.contracts.pipeline_status import HistoryEntry, Phase, PipelineStatus, RunStatus
 from irlops.errors import PermanentError
 from irlops.operator.conditions import read, seconds_until, written
 from irlops.operator.failures import describe_failure
