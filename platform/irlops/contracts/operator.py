@@ -54,7 +54,6 @@ class OperatorSettings(BaseSettings):
     critic_runtime: str
     critic_protocol: Literal["v2", "vllm"]
     """What the critic's runtime speaks."""
-    critic_service_port: int = 80
     job_image: str
     job_service_account: str
     job_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
