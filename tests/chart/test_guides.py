@@ -57,6 +57,6 @@ def test_every_file_of_ours_named_in_a_guide_exists(guide):
 def test_the_pipeline_of_the_kind_guide_becomes_valid_job_files():
     document = yaml.safe_load((REPOSITORY / "docs" / "guides" / "pipeline-trial.yaml").read_text())
     spec = parse_pipeline_spec(document["spec"], origin="pipeline-trial.yaml")
-    for index in range(len(spec.stages)):
-        parse_job(training_document(spec, index, "tiny-1"), origin="stage")
-    parse_job(evaluation_document(spec, "tiny-1"), origin="evaluation")
+    documents = [training_document(spec, index, "tiny-1") for index in range(len(spec.stages))]
+    jobs = [parse_job(each, origin="job file") for each in [*documents, evaluation_document(spec, "tiny-1")]]
+    assert [job.kind for job in jobs] == [*(stage.kind for stage in spec.stages), "evaluate"]
