@@ -114,7 +114,8 @@ class World:
     """One cluster with one operator, which can be killed and started again; time passes only in ``run``."""
 
     def __init__(self, **changes: Any) -> None:
-        self.api, self.registry, self.now = KubeApi(), MemoryRegistry(), START
+        self.settings = SETTINGS.model_copy(update=changes)
+        self.api, self.registry, self.now = KubeApi(self.settings.namespace), MemoryRegistry(), START
         self.evaluation: Mapping[str, Any] = {}
         self.unready: set[str] = set()
         """Names of InferenceServices that never become ready."""
@@ -122,7 +123,6 @@ class World:
         """Stage -> the container's end, instead of success."""
         self.gateway_is_up = True
         self.looks = 0
-        self.settings = SETTINGS.model_copy(update=changes)
         self.api.put(pair_config_map())
         self.start_operator()
 

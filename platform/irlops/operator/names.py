@@ -15,6 +15,8 @@ REGISTRATION = "registration"
 
 MAX_JOB_CHARS = 51
 """A pod and its Service are called ``<job>-worker-1023`` at most, and a label takes 63 characters."""
+MIN_SERVICE_CHARS = 13
+"""Shorter names would say nothing any more. A namespace of more than 39 characters leaves less room than that."""
 MAX_RUN_CHARS = 46
 """A run's folder is called ``<run>-<stage>``, at most 63 characters."""
 
@@ -63,9 +65,15 @@ def job_file_name(run: str, stage: str) -> str:
     return fitted(f"{run}-{stage}-job", 63)
 
 
-def service_name(pipeline: str, role: str, version: str | int) -> str:
-    """The InferenceService of one half; KServe adds ``-predictor``. Example: ``tiny-policy-v7``."""
-    return fitted(f"{pipeline}-{role}-v{version}", 63 - len("-predictor"))
+def service_name(pipeline: str, role: str, version: str | int, *, namespace: str) -> str:
+    """The InferenceService of one half. Example: ``tiny-policy-v7``.
+
+    KServe puts it into a label, ``isvc.<name>-predictor``, and into the first part of a host name,
+    ``<name>-predictor-<namespace>``, also where nothing is reached from outside. Either may have 63 characters; above that
+    KServe makes no Deployment.
+    """
+    room = 63 - max(len("isvc.-predictor"), len(f"-predictor-{namespace}"))
+    return fitted(f"{pipeline}-{role}-v{version}", max(room, MIN_SERVICE_CHARS))
 
 
 def claim_name(pipeline: str, spec: PipelineSpec) -> str:

@@ -300,7 +300,7 @@ class _Move:
         halves = {"policy": versions.policy_version, "critic": versions.critic_version}
         reasons = list[str]()
         for role, version in halves.items():
-            service = there.get(service_name(name, role, version))
+            service = there.get(service_name(name, role, version, namespace=self.settings.namespace))
             if service is None:
                 reasons.append(f"the {role}'s InferenceService isn't there yet")
             elif is_leaving(service):

@@ -91,7 +91,7 @@ def inference_service(
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
-            "name": service_name(name, role, version),
+            "name": service_name(name, role, version, namespace=settings.namespace),
             "labels": labels | {"networking.kserve.io/visibility": "cluster-local"},
             "annotations": {
                 "serving.kserve.io/deploymentMode": "Standard",
@@ -165,11 +165,16 @@ def _scaling(scaling: Autoscaling) -> Body:
 
 
 def pair_config(pipeline: Mapping[str, Any], pair: RegisteredPair, settings: OperatorSettings) -> Body:
-    """The ConfigMap that sends the gateway's requests to ``pair``. It belongs to the chart; we apply its one key."""
+    """The ConfigMap that sends the gateway's requests to ``pair``. It belongs to the chart; we apply its one key.
+
+    No owner reference: gateways mount it and have to start without any pipeline, and the next pipeline that serves takes it
+    over as it is. After its pipeline's end it names servers that are gone, so gateways aren't ready until then.
+    """
     name = pipeline["metadata"]["name"]
 
     def url(role: Role, version: int) -> str:
-        return f"http://{service_name(name, role, version)}-predictor.{settings.namespace}.svc"
+        service = service_name(name, role, version, namespace=settings.namespace)
+        return f"http://{service}-predictor.{settings.namespace}.svc"
 
     section: Body = {
         "policy": {"url": url("policy", pair.policy_version), "model": "policy"},

@@ -7,6 +7,7 @@ import yaml
 
 from irlops.contracts.jobs import parse_job
 from irlops.contracts.pytorchjob import PyTorchJob
+from irlops.operator.names import service_name
 from irlops_serving.gateway.settings import PairSettings
 from support.charts import CHARTS, SHARED_CRDS, kubernetes_faults
 from support.custom_resources import validator_for
@@ -132,12 +133,29 @@ async def test_served_halves_are_cluster_local_standard_and_immutable(world):
         assert "models:/" not in json.dumps(body)
 
 
-async def test_the_longest_allowed_name_still_fits_everywhere():
+@pytest.mark.parametrize("namespace", ["a", "team-a", "n" * 39])
+async def test_the_longest_allowed_name_still_fits_everywhere(namespace):
     name = "p" * 40
-    world = World()
+    world = World(namespace=namespace)
     world.operator.owner = lambda: name
     world.api.put(pipeline(name))
     await world.run(name)
     for kind, each in world.api.objects:
-        limit = {"PyTorchJob": 51, "InferenceService": 53}.get(kind, 63 if kind != "Event" else 253)
+        limit = {"PyTorchJob": 51}.get(kind, 63 if kind != "Event" else 253)
         assert len(each) <= limit, (kind, each)
+    services = world.api.of_kind("InferenceService")
+    assert len(services) == 2
+    for each in services:  # KServe's label and its host name's first part
+        assert max(len(f"isvc.{each}-predictor"), len(f"{each}-predictor-{namespace}")) <= 63
+
+
+def test_halves_differ_by_name_where_the_namespace_leaves_little_room():
+    names = {service_name("tiny", role, 7, namespace="n" * 63) for role in ("policy", "critic")}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {13}
+
+
+async def test_the_gateways_config_map_outlives_the_pipelines_that_serve_by_it(world):
+    config = world.api.objects["ConfigMap", "irlops-gateway-pair"]
+    assert "tiny-policy-v1" in config["data"]["gateway.yaml"]
+    assert "ownerReferences" not in config["metadata"]
