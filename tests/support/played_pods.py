@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from irlops.operator.jobs import merged
 from support.real_cluster import Cluster
 
 Body = dict[str, Any]
@@ -81,8 +82,7 @@ class Players:
         if is_over or job["spec"]["runPolicy"].get("suspend") or labels[STAGE_LABEL] in self.held:
             return
         pods = self.cluster.objects("pods", "-l", f"training.kubeflow.org/job-name={name}")
-        has_operator = bool(job.get("status", {}).get("conditions"))  # it says Created before anything else
-        if not pods and (has_operator or not self._is_absent("training operator", job)):
+        if not pods and (is_attended(job) or not self._is_absent("training operator", job)):
             return
         end = self.ends.get((labels[PIPELINE_LABEL], labels[STAGE_LABEL]), {"exitCode": 0, "reason": "Completed"})
         if end["exitCode"] == 0 and labels[STAGE_LABEL] == "registration":
@@ -104,8 +104,7 @@ class Players:
             return
         deployment = self.cluster.find("deployments.apps", f"{name}-predictor")
         if deployment is None:
-            has_kserve = bool(service.get("status", {}).get("conditions"))
-            if not has_kserve and self._is_absent("KServe controller", service):
+            if not is_attended(service) and self._is_absent("KServe controller", service):
                 conditions = [condition(each, "Played") for each in ("PredictorReady", "Ready")]
                 self.cluster.set_status(SERVICES, name, {"conditions": conditions})
             return
@@ -174,6 +173,11 @@ def condition(kind: str, reason: str) -> Body:
     return {"type": kind, "status": "True", "reason": reason, **message, **times}
 
 
+def is_attended(body: Body) -> bool:
+    """Whether its controller has done anything with it: said something, or asked to be waited for before it goes."""
+    return bool(body.get("status", {}).get("conditions") or body["metadata"].get("finalizers"))
+
+
 def true_conditions(body: Body) -> list[Body]:
     return [each for each in body.get("status", {}).get("conditions", []) if each["status"] == "True"]
 
@@ -183,6 +187,17 @@ def run_of(job: Body) -> str:
     command = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
     [run] = [part.removeprefix("--run=") for part in command if part.startswith("--run=")]
     return run
+
+
+def unscheduled_manifest(body: Body) -> Body:
+    """A manifest, none of whose pods is ever put on a node."""
+    body = json.loads(json.dumps(body))
+    if body["kind"] == "PyTorchJob":
+        for replica in body["spec"]["pytorchReplicaSpecs"].values():
+            replica["template"] = merged(replica["template"], UNSCHEDULED)
+    if body["kind"] == "InferenceService":
+        body["spec"]["predictor"] = merged(body["spec"]["predictor"], UNSCHEDULED["spec"])
+    return body
 
 
 def unscheduled(body: Body) -> Body:

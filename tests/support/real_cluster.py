@@ -31,7 +31,9 @@ def why_no_cluster() -> str | None:
     for tool in ("kubectl", "helm"):
         if shutil.which(tool) is None:
             return f"{tool} is not on the PATH: tests/cluster need kubectl and helm"
-    found = subprocess.run(["kubectl", "get", "crd", "-o", "name"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["kubectl", "get", "crd", "-o", "name", "--request-timeout=30s"], capture_output=True, text=True, check=False
+    )
     if found.returncode:
         return f"the cluster of KUBECONFIG does not answer: {found.stderr.strip()[-300:]}"
     known = {line.rpartition("/")[2] for line in found.stdout.splitlines()}
@@ -45,6 +47,8 @@ class Cluster:
 
     namespace: str
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    has_controller_manager: bool = True
+    """Beside an API server alone nobody collects garbage."""
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Standard output; a failure is the test's."""
@@ -75,6 +79,10 @@ class Cluster:
     def apply(self, body: Body) -> None:
         self.kubectl("apply", "--validate=strict", "-f", "-", text=json.dumps(body))
 
+    def admits(self, *what: str) -> set[str]:
+        """What the API server and all its webhooks would take of it, as ``kind.group/name``; a no to any is the test's failure."""
+        return set(self.kubectl("apply", "--dry-run=server", "--validate=strict", "-o", "name", *what).split())
+
     def refuses(self, *arguments: str, text: str | None = None) -> str:
         """What kubectl says when it is told no."""
         command = ["kubectl", "-n", self.namespace, *arguments]
@@ -87,8 +95,9 @@ class Cluster:
         subject = f"--as=system:serviceaccount:{self.namespace}:{account}"
         command = ["kubectl", "-n", self.namespace, "auth", "can-i", *asked, subject]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
-        assert done.stdout.strip() in ("yes", "no"), done.stderr
-        return done.stdout.strip() == "yes"
+        word = done.stdout.partition(" ")[0].strip()  # some authorizers add their reason to a no
+        assert word in ("yes", "no"), done.stderr
+        return word == "yes"
 
     def kinds(self) -> set[tuple[str, str]]:
         """(apiVersion, kind) of everything that the cluster knows; the first word of a line is the plural, the last the kind."""
