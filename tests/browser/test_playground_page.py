@@ -201,6 +201,36 @@ async def test_a_phone_never_scrolls_sideways_even_with_long_words(open_page, ph
     assert widths[0] <= widths[1]
 
 
+@pytest.mark.parametrize("phone", [PHONE, WIDER_PHONE], ids=["360 px", "390 px"])
+async def test_a_phone_shows_every_choice_of_every_selector_whole(open_page, phone):
+    solutions = [*SOLUTIONS[:-1], "#### " + "9" * 300]
+    async with rig(policy={"solutions": solutions}) as r, open_page(r.url, **phone) as page:
+        await ask(page)
+        cells = page.locator("td button")
+        await expect(cells).to_have_count(16)  # four selectors of 1, 2, 4 and 8
+        places = await cells.evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+        numbers = await cells.locator("small").evaluate_all(
+            "all => all.map(one => one.getBoundingClientRect().right <= one.parentElement.getBoundingClientRect().right)"
+        )
+        frame = await page.get_by_role("region", name="Other selectors, fewer candidates").bounding_box()
+    assert max(places) <= frame["x"] + frame["width"]
+    assert numbers == [True] * 16
+
+
+async def test_an_answer_that_the_critic_doubts_is_said_to_be_doubtful(open_page):
+    async with rig(policy={"solutions": [WRONG, RIGHT]}, critic={"reward": reward}) as r, open_page(r.url) as page:
+        await page.get_by_label("Reward of a solution").select_option("min")
+        await ask(page, **{"Candidates (N)": "1"})  # the wrong one, whose lowest reward is -2.6: exp(-2.6) = .074 to 1
+        await expect(page.locator(".verdict")).to_contain_text("more likely wrong than right (7 %)")
+        await expect(page.locator(".verdict")).to_contain_text("reward of a solution: lowest")
+        await expect(page.locator(".legend")).to_contain_text(
+            "The number before a step is the lowest reward of its tokens."
+        )
+        await ask(page, **{"Candidates (N)": "2"})
+        await expect(page.locator(".verdict .answer")).to_have_text("72")
+        await expect(page.locator(".doubt")).to_have_count(0)
+
+
 async def test_dark_is_dark_and_light_is_light(open_page):
     brightness = []
     async with rig(**upstreams()) as r:

@@ -25,6 +25,7 @@ from irlops_serving.gateway.policy import (
 from irlops_serving.gateway.requests import CompletionRequest
 from irlops_serving.gateway.scoring import OverlappedScorer
 from irlops_serving.gateway.settings import LimitSettings, RerankSettings
+from irlops_serving.gateway.steps import error_threshold
 
 KEEP_ALIVE = b": keep-alive\n\n"
 # A refusal of the policy (a question past its context) comes sooner and is still answered with its own status.
@@ -172,6 +173,8 @@ class _Reporter:
                 "candidates_requested": self._chooser.plan.candidates,
                 "candidates_sampled": self._progress.sampled,
                 "candidates_scored": self._progress.scored,
+                "aggregation": self._chooser.plan.aggregation,
+                "even_chance_reward": error_threshold(self._chooser.calibration),
                 "candidate": candidate.model_dump() if candidate is not None else None,
             }
         )

@@ -27,6 +27,7 @@ async def test_a_stream_tells_progress_and_then_the_winner_with_the_reasons():
     chunks = events[:-1]
     progress = [chunk["rerank_progress"] for chunk in chunks if "rerank_progress" in chunk]
     assert [step["candidates_sampled"] for step in progress if step["stage"] == "sampling"] == [1, 2]
+    assert {(step["aggregation"], step["even_chance_reward"]) for step in progress} == {("mean", 0.0)}
     scored = [step["candidate"] for step in progress if step["candidate"]]
     assert {candidate["text"]: candidate["reward"] for candidate in scored} == {WRONG: 0.0, RIGHT: RIGHT_REWARD}
     # Every client can read every chunk: there is always a first choice with a delta.

@@ -51,12 +51,13 @@ export function App() {
   const start = (asked: Question) =>
     working(async (signal) => {
       const before = run;
-      setRun({ asked, candidates: [], sampled: 0, scored: 0, result: null });
+      setRun({ asked, candidates: [], sampled: 0, scored: 0, judging: null, result: null });
       const result = await ask(asked, key.trim(), signal, (progress) =>
         setRun((old) => ({
           ...old!,
           sampled: progress.candidates_sampled,
           scored: progress.candidates_scored,
+          judging: progress,
           candidates: progress.candidate ? [...old!.candidates, progress.candidate] : old!.candidates,
         })),
       ).catch((error: unknown) => {
@@ -64,7 +65,7 @@ export function App() {
         setRun((old) => (old?.candidates.length ? old : before));
         throw error;
       });
-      setRun((old) => ({ ...old!, result, candidates: result.candidates }));
+      setRun((old) => ({ ...old!, result, judging: result, candidates: result.candidates }));
     });
 
   const startScoring = (solution: string) =>

@@ -19,6 +19,10 @@ const AGGREGATIONS: { id: Aggregation | ""; name: string }[] = [
   { id: "discounted", name: "discounted" },
 ];
 
+export function nameOfAggregation(aggregation: Aggregation): string {
+  return AGGREGATIONS.find((one) => one.id === aggregation)!.name;
+}
+
 /** Enter with Control or Command sends the form from a text area. */
 export function sendOnControlEnter(event: KeyboardEvent) {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

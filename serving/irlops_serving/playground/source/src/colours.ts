@@ -31,6 +31,9 @@ export function shown(value: number): string {
   return (Number(rounded) > 0 ? "+" : "") + rounded.replace("-0.00", "0.00").replace("-", "−");
 }
 
+/** Never 0 or 100: nothing is certain. */
 export function percent(chance: number): string {
-  return `${Math.round(chance * 100)} %`;
+  const rounded = Math.round(chance * 100);
+  if (rounded > 99) return "> 99 %";
+  return rounded < 1 ? "< 1 %" : `${rounded} %`;
 }

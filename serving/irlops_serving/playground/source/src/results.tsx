@@ -1,15 +1,18 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
+import { nameOfAggregation } from "./ask_form";
 import { percent, scaleOf, shown, type Scale } from "./colours";
 import { Comparison } from "./comparison";
 import { nameOf, ranked } from "./selection";
 import { Legend, Solution } from "./solution";
-import type { Candidate, Question, RerankResult, Selector } from "./types";
+import type { Candidate, Judging, Question, RerankResult, Selector } from "./types";
 
 export interface Run {
   asked: Question;
   candidates: Candidate[];
   sampled: number;
   scored: number;
+  /** Null until the gateway has said something. */
+  judging: Judging | null;
   result: RerankResult | null;
 }
 
@@ -26,12 +29,12 @@ const DEGRADED: Record<string, string> = {
 };
 
 export function Results({ run, busy }: { run: Run; busy: boolean }) {
-  const { candidates, result } = run;
+  const { candidates, judging, result } = run;
   const [view, setView] = useState<View | null>(null);
   useEffect(() => setView(null), [result]);
   const scale = useMemo(
-    () => scaleOf(candidates.map((one) => one.token_rewards ?? []), result?.even_chance_reward ?? 0),
-    [candidates, result],
+    () => scaleOf(candidates.map((one) => one.token_rewards ?? []), judging?.even_chance_reward ?? 0),
+    [candidates, judging],
   );
   const asked: View = { selector: result?.requested_selector ?? run.asked.selector, size: candidates.length };
   const current = view ?? asked;
@@ -41,11 +44,11 @@ export function Results({ run, busy }: { run: Run; busy: boolean }) {
       {busy && <ProgressBar run={run} />}
       {result && <Verdict result={result} chosen={order[0]!} view={view} reset={() => setView(null)} />}
       {result && candidates.length > 1 && <Comparison candidates={candidates} view={current} choose={setView} />}
-      {candidates.length > 0 && (
+      {candidates.length > 0 && judging && (
         <section aria-labelledby="candidates-title">
           <div class="row">
             <h2 id="candidates-title">Candidates</h2>
-            <Legend scale={scale} />
+            <Legend scale={scale} aggregation={judging.aggregation} />
           </div>
           {order.map((one, place) => (
             <CandidateCard key={one.index} candidate={one} scale={scale} isChosen={result !== null && place === 0} />
@@ -105,9 +108,16 @@ function Verdict({ result, chosen, view, reset }: VerdictProps) {
       ) : (
         <p>{result.explanation}</p>
       )}
+      {chosen.chance !== null && chosen.chance < 0.5 && (
+        <p class="doubt">
+          <span aria-hidden="true">⚠ </span>The critic finds this candidate more likely wrong than right (
+          {percent(chosen.chance)}).
+        </p>
+      )}
       <p class="facts">
         {result.candidates_sampled} sampled, {result.candidates_scored} scored in {seconds} s
-        {result.stopped_early && ", stopped early because the answer was settled"} · reward: {result.aggregation} ·
+        {result.stopped_early && ", stopped early because the answer was settled"} · reward of a solution:{" "}
+        {nameOfAggregation(result.aggregation)} ·
         policy {result.pair.policy_version} with critic {result.pair.critic_version}
       </p>
     </section>
@@ -140,7 +150,7 @@ function CandidateCard({ candidate, scale, isChosen }: CardProps) {
         </span>
         <span class="numbers">
           <span>{candidate.reward === null ? "not scored" : `reward ${shown(candidate.reward)}`}</span>
-          {candidate.chance !== null && <span>{percent(candidate.chance)} right</span>}
+          {candidate.chance !== null && <span>{percent(candidate.chance)} likely right</span>}
           <span>{candidate.num_tokens} tokens</span>
           {candidate.finish_reason === "length" && <span class="cut">cut off</span>}
           {candidate.suspected_first_error && <span class="cut">⚠ step {candidate.suspected_first_error.step + 1}</span>}

@@ -1,5 +1,5 @@
 import { useMemo, useState } from "preact/hooks";
-import { Buttons, QuestionField, sendOnControlEnter, type FormProps } from "./ask_form";
+import { Buttons, nameOfAggregation, QuestionField, sendOnControlEnter, type FormProps } from "./ask_form";
 import { scaleOf, shown } from "./colours";
 import { Legend, Solution } from "./solution";
 import type { RewardsResponse } from "./types";
@@ -43,10 +43,10 @@ export function ScoredSolution({ scored: { solution, response } }: { scored: Sco
         <h2 id="scored-title">
           Your solution <output class="answer">{item.answer ?? "no final answer"}</output>
         </h2>
-        <Legend scale={scale} />
+        <Legend scale={scale} aggregation={response.aggregation} />
       </div>
       <p class="facts">
-        reward <b>{shown(item.reward)}</b> ({response.aggregation}) · {item.num_tokens} tokens ·{" "}
+        reward <b>{shown(item.reward)}</b> ({nameOfAggregation(response.aggregation)}) · {item.num_tokens} tokens ·{" "}
         {item.suspected_first_error
           ? `suspected first error in step ${item.suspected_first_error.step + 1}`
           : "no step looks wrong"}{" "}

@@ -1,6 +1,15 @@
 import { useMemo, useState } from "preact/hooks";
 import { LEVELS, levelOf, shown, type Scale } from "./colours";
-import type { StepReward, SuspectedError, TokenReward } from "./types";
+import type { Aggregation, StepReward, SuspectedError, TokenReward } from "./types";
+
+/** How a step's tokens become its reward; the gateway judges a step as it judges a solution. */
+const REWARD_OF_A_STEP: Record<Aggregation, string> = {
+  mean: "the mean of its tokens' rewards",
+  min: "the lowest reward of its tokens",
+  product: "all of its tokens right, by their rewards",
+  last: "the reward of its last token",
+  discounted: "the mean of its tokens' rewards, late ones counting most",
+};
 
 interface SolutionProps {
   name: string;
@@ -80,9 +89,7 @@ export function Solution({ name, text, tokens, steps, suspected, scale }: Soluti
             const isSuspected = suspected?.step === step.index;
             return (
               <li key={step.index} class={isSuspected ? "suspected" : undefined}>
-                <span class="step-reward" title="Mean reward of this step's tokens">
-                  {shown(step.reward)}
-                </span>
+                <span class="step-reward">{shown(step.reward)}</span>
                 <span class="step-text">
                   {isSuspected && <strong class="mark">⚠ Suspected first error</strong>}
                   {pieces.map(({ text: part, token }) => (
@@ -134,13 +141,13 @@ function Readout({ token, place, of }: { token: TokenReward | undefined; place: 
           </span>
         </>
       ) : (
-        "Point at a token, or focus the solution and use the arrow keys, for its numbers."
+        "Point at a token or tap it, or focus the solution and use the arrow keys, for its numbers."
       )}
     </p>
   );
 }
 
-export function Legend({ scale }: { scale: Scale }) {
+export function Legend({ scale, aggregation }: { scale: Scale; aggregation: Aggregation }) {
   const low = shown(scale.centre - scale.extent);
   const middle = shown(scale.centre);
   const high = shown(scale.centre + scale.extent);
@@ -158,7 +165,7 @@ export function Legend({ scale }: { scale: Scale }) {
       </div>
       <figcaption>
         Reward of a token, in the critic's logits: higher reads more like an expert; {middle} is an even chance of being
-        right.
+        right. The number before a step is {REWARD_OF_A_STEP[aggregation]}.
       </figcaption>
     </figure>
   );

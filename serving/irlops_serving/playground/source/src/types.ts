@@ -38,7 +38,13 @@ export interface Candidate {
   suspected_first_error: SuspectedError | null;
 }
 
-export interface Progress {
+/** How rewards are read: what makes one number of a step's tokens, and the number at which chances are even. */
+export interface Judging {
+  aggregation: Aggregation;
+  even_chance_reward: number;
+}
+
+export interface Progress extends Judging {
   stage: string;
   candidates_requested: number;
   candidates_sampled: number;
@@ -46,17 +52,15 @@ export interface Progress {
   candidate: Candidate | null;
 }
 
-export interface RerankResult {
+export interface RerankResult extends Judging {
   selector: Selector;
   requested_selector: Selector;
-  aggregation: Aggregation;
   candidates_sampled: number;
   candidates_scored: number;
   chosen_index: number;
   degraded: string | null;
   stopped_early: boolean;
   explanation: string;
-  even_chance_reward: number;
   pair: { policy_version: string; critic_version: string };
   answers: { answer: string | null; votes: number; weight: number }[];
   timings_ms: { sampling: number; scoring: number; total: number };
@@ -72,9 +76,7 @@ export interface ItemRewards {
   suspected_first_error: SuspectedError | null;
 }
 
-export interface RewardsResponse {
-  aggregation: Aggregation;
-  even_chance_reward: number;
+export interface RewardsResponse extends Judging {
   pair: { policy_version: string; critic_version: string };
   items: ItemRewards[];
 }
