@@ -163,7 +163,9 @@ def test_a_job_that_refuses_its_input_ends_the_run_with_its_own_words(cluster, o
     if "training operator" in players.absent:
         pytest.skip("without a training operator there are no pods that could say why")
     players.ends[("refused", "airl")] = {"exitCode": 2, "reason": "Error", "message": "data.name: there is no gsm9k"}
-    cluster.apply(unscheduled(pipeline("refused", stages=[{"name": "airl", "kind": "airl"}], serving=None)))
+    body = pipeline("refused", stages=[{"name": "airl", "kind": "airl", "settings": {"num_rounds": 2}}])
+    del body["spec"]["serving"]
+    cluster.apply(unscheduled(body))
     status = wait_for(cluster, players, "Failed", name="refused")
     assert "exit code 2: data.name: there is no gsm9k" in status["message"]
     [ready] = [each for each in status["conditions"] if each["type"] == "Ready"]
