@@ -16,6 +16,7 @@ KINDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 DEPLOYMENTS = "/apis/apps/v1/deployments"
 STORAGE = "/apis/storage.k8s.io/v1/storageclasses"
 NODES = "/api/v1/nodes"
+CONFIG_MAPS = "/api/v1/configmaps"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
@@ -37,6 +38,11 @@ def deployment(name: str, image: str, ready: int = 1) -> dict[str, Any]:
     return {"metadata": {"name": name, "namespace": "system"}, "spec": spec, "status": {"readyReplicas": ready}}
 
 
+def kserve_config(*, headless: bool) -> dict[str, Any]:
+    data = {"service": json.dumps({"serviceClusterIPNone": headless})}
+    return {"metadata": {"name": "inferenceservice-config", "namespace": "kserve"}, "data": data}
+
+
 def whole_cluster() -> dict[str, Any]:
     """A cluster that has everything, GPUs included; tests take away from it."""
     names = ("pytorchjobs.kubeflow.org", "inferenceservices.serving.kserve.io", "servingruntimes.serving.kserve.io")
@@ -56,6 +62,7 @@ def whole_cluster() -> dict[str, Any]:
             deployment("kserve-controller-manager", images[1]),
         ],
         STORAGE: [{"metadata": {"name": "fast", "annotations": default}, "provisioner": "x"}],
+        CONFIG_MAPS: [kserve_config(headless=False)],
         NODES: [
             {"metadata": {"name": "node-0"}, "status": {"nodeInfo": system, "allocatable": {"nvidia.com/gpu": "2"}}}
         ],

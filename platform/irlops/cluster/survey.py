@@ -5,6 +5,7 @@ Source of names and versions: training operator v1.9.4 (manifests/overlays/stand
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ _CONTROLLERS = {
     "kserve-controller-manager": ("KServe controller", _KSERVE_FIX),
 }
 
+_KSERVE_CONFIG = "inferenceservice-config"
+
 
 @dataclass(frozen=True)
 class _Cluster:
@@ -68,7 +71,7 @@ def cluster_findings(kubeconfig: Path | None = None, namespace: str | None = Non
     """
     cluster = _connect(kubeconfig, namespace)
     findings = [_version(cluster)]
-    for look in (_kinds, _controllers, _storage_classes, _nodes, _rights):
+    for look in (_kinds, _controllers, _served_addresses, _storage_classes, _nodes, _rights):
         findings += _unless_forbidden(look, cluster)
     return findings
 
@@ -150,6 +153,28 @@ def _controllers(cluster: _Cluster) -> Iterator[Finding]:
                 f"{place} has no ready pod",
                 f"kubectl describe deployment -n {place.replace('/', ' ')}",
             )
+
+
+def _served_addresses(cluster: _Cluster) -> Iterator[Finding]:
+    """Whether KServe's Services forward port 80, which the gateway calls: headless ones (OpenShift AI's default) don't."""
+    found = (
+        cluster.client.CoreV1Api(cluster.api)
+        .list_config_map_for_all_namespaces(
+            field_selector=f"metadata.name={_KSERVE_CONFIG}", _request_timeout=TIMEOUT_S
+        )
+        .items
+    )
+    for config in found:
+        try:
+            is_headless = json.loads(config.data["service"])["serviceClusterIPNone"] is True
+        except (KeyError, TypeError, ValueError):
+            continue
+        place, namespace = f"{config.metadata.namespace}/{_KSERVE_CONFIG}", config.metadata.namespace
+        if is_headless:
+            fix = f"kubectl edit configmap -n {namespace} {_KSERVE_CONFIG}, and set serviceClusterIPNone to false in its key service"
+            yield Finding(AREA, "KServe's Services", "missing", f"headless by {place}: port 80 leads nowhere", fix)
+        else:
+            yield Finding(AREA, "KServe's Services", "ok", "have an address of their own")
 
 
 def _storage_classes(cluster: _Cluster) -> Iterator[Finding]:

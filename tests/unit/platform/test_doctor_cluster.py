@@ -14,12 +14,14 @@ from irlops.cluster.survey import cluster_findings
 from irlops.contracts.findings import Finding
 from irlops.errors import ConfigError, UnavailableError
 from support.surveyed_cluster import (
+    CONFIG_MAPS,
     DEPLOYMENTS,
     KINDS,
     NODES,
     REVIEWS,
     STORAGE,
     deployment,
+    kserve_config,
     surveyed_cluster,
     whole_cluster,
     write_kubeconfig,
@@ -51,6 +53,12 @@ def test_a_whole_cluster_lacks_nothing_needed(tmp_path: Path) -> None:
             "system/training-operator has no ready pod",
             "kubectl describe deployment -n system training-operator",
         ),
+        (
+            {CONFIG_MAPS: [kserve_config(headless=True)]},
+            "KServe's Services",
+            "port 80 leads nowhere",
+            "kubectl edit configmap -n kserve inferenceservice-config",
+        ),
         ({STORAGE: []}, "storage class", "checkpoints have no volume", "provisioner"),
         ({REVIEWS: False}, "create pytorchjobs", "not allowed in training", "kubectl create role"),
         ({"/version": whole_cluster()["/version"] | {"minor": "24"}}, "Kubernetes", "needs 1.29", "Upgrade"),
@@ -68,6 +76,11 @@ def test_what_is_missing_comes_with_the_command_that_fixes_it(
 def test_a_storage_class_without_a_default_gets_the_command_that_makes_it_one(tmp_path: Path) -> None:
     finding = survey(tmp_path, **{STORAGE: [{"metadata": {"name": "slow"}, "provisioner": "x"}]})["storage class"]
     assert finding.fix == "kubectl annotate storageclass slow storageclass.kubernetes.io/is-default-class=true"
+
+
+def test_a_kserve_whose_settings_say_nothing_of_services_is_not_judged(tmp_path: Path) -> None:
+    silent = kserve_config(headless=False) | {"data": {"deploy": "{}"}}
+    assert "KServe's Services" not in survey(tmp_path, **{CONFIG_MAPS: [silent]})
 
 
 def test_what_may_not_be_read_is_said_and_hides_nothing_else(tmp_path: Path) -> None:
