@@ -1,5 +1,7 @@
 """What a platform team's admission policies would ask of every pod and every Role, over all renders."""
 
+from importlib.resources import files
+
 import pytest
 
 from support.charts import CASES, containers, find, pod_templates, render
@@ -105,6 +107,43 @@ def test_mlflow_is_never_exposed_and_never_without_authentication(values):
             assert "MLFLOW_AUTH_ADMIN_PASSWORD" in [variable["name"] for variable in container["env"]]
     exposed = [each for each in objects if each["kind"] in ("Ingress", "HTTPRoute")]
     assert all("mlflow" not in str(each["spec"]) for each in exposed)
+
+
+def lets_in(exposed, path):
+    """Whether an Ingress or HTTPRoute sends requests for ``path`` to its backend."""
+    if exposed["kind"] == "Ingress":
+        rules = [(each["pathType"], each["path"]) for each in exposed["spec"]["rules"][0]["http"]["paths"]]
+    else:
+        rules = [(each["path"]["type"], each["path"]["value"]) for each in exposed["spec"]["rules"][0]["matches"]]
+    return any(path == value or (kind != "Exact" and path.startswith(value + "/")) for kind, value in rules)
+
+
+@pytest.mark.parametrize("kind", ["Ingress", "HTTPRoute"])
+def test_a_route_lets_in_the_api_and_the_playground_and_nothing_that_asks_for_no_key(kind):
+    route = {
+        "kind": kind,
+        "hosts": ["a.example.com"],
+        "parentRefs": [{"name": "public"}] if kind == "HTTPRoute" else [],
+    }
+    [exposed] = [each for each in render({"gateway": {"route": route}}) if each["kind"] == kind]
+    pages = files("irlops_serving") / "playground" / "static"
+    files_of_pages = [f"/assets/{file.name}" for file in (pages / "assets").iterdir()] + [
+        "/favicon.svg",
+        "/licenses.txt",
+    ]
+    for path in (
+        "/",
+        "/v1/chat/completions",
+        "/v1/models/policy",
+        "/docs",
+        "/openapi.json",
+        "/healthz",
+        *files_of_pages,
+    ):
+        assert lets_in(exposed, path), path
+    for path in ("/metrics", "/readyz", "/metrics/"):
+        assert not lets_in(exposed, path), path
+    assert len(exposed["spec"]["rules"][0].get("matches", [])) <= 8
 
 
 def selects(selector, labels):

@@ -228,3 +228,12 @@ true
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/*
+What an Ingress or HTTPRoute lets in, as a dict of paths by kind: the API, its documents and the playground. Not /metrics and /readyz,
+which ask for no key. Eight at most: older Gateway APIs take no more matches. (include "irlops.publicPaths" . | fromYaml)
+*/}}
+{{- define "irlops.publicPaths" -}}
+exact: [/, /docs, /openapi.json, /healthz, /favicon.svg, /licenses.txt]
+prefix: [/v1, /assets]
+{{- end -}}
