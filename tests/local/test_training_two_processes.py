@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from torch import Tensor
 
+from support.group_leavers import leave_groups
 from support.miniature_jobs import Ended, launch, miniature, recorded, run_here, weights
 
 pytestmark = pytest.mark.slow
+
+NUM_GROUPS = 60
+"""One in ten hung."""
 
 LEARNED = {
     "sft": ("sft/loss", "sft/grad_norm", "dev/num_tokens"),
@@ -92,3 +98,18 @@ def test_weights_sharded_over_two_processes_learn_what_copies_learn(by_two: Laun
     for step, row in expected.items():
         assert found[step]["sft/loss"] == pytest.approx(row["sft/loss"], rel=1e-4)
     assert mean_distance(weights(sharded), weights(copied)) < 1e-4
+
+
+def test_leaving_a_group_never_hangs_while_its_last_barrier_is_still_being_let_go(tmp_path: Path):
+    started = torch.multiprocessing.start_processes(
+        leave_groups, (str(tmp_path), NUM_GROUPS), nprocs=2, join=False, start_method="spawn"
+    )
+    deadline_s = time.monotonic() + 120
+    try:
+        while not started.join(timeout=5):  # raises what a process raised
+            assert time.monotonic() < deadline_s, (
+                f"left only {len(list(tmp_path.glob('left-*')))} of {NUM_GROUPS} groups"
+            )
+    finally:
+        for process in started.processes:
+            process.kill()

@@ -21,6 +21,10 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longer than any model takes to load or any round takes to sample; a dead peer is noticed by torchelastic sooner."""
 
+_left_groups: list[dist.ProcessGroup | None] = []
+"""Groups outlive what was wrapped in them. Where a DistributedDataParallel is the last to hold one, it ends the group with
+Python's lock in its hand, and gloo's thread may be waiting for that very lock to let go of the last barrier."""
+
 
 @dataclass
 class Runtime:
@@ -78,6 +82,7 @@ class Runtime:
         """Leave the group; peers that still need this process have been waited for."""
         if self.world_size > 1 and dist.is_initialized():
             dist.barrier()
+            _left_groups.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 
