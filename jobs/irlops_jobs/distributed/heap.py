@@ -27,7 +27,7 @@ def give_back_freed_memory() -> None:
     Every pass on a CPU has another shape, so its tensors leave holes that the next ones don't fit into. Over a run of the
     tiny preset that added up to a third of a worker's memory.
     """
-    global _given_back_at_s  # noqa: PLW0603 - a process has one heap
+    global _given_back_at_s
     if _trim is not None and time.monotonic() - _given_back_at_s >= AT_MOST_EVERY_S:
         _given_back_at_s = time.monotonic()
         _trim(0)
