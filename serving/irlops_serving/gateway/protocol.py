@@ -4,6 +4,8 @@
   byte keep their connections for ever, and one that never ends its header fills the memory, before anybody asks for a key.
 - So do the other bytes that are no body: trailers, the framing of chunks, empty lines. uvicorn gathers trailers without end, also
   after it has answered, and forgets to close an idle connection once such bytes came.
+- Connections are counted. Beyond the limit one is answered and closed before it is read from: files run out otherwise, and then
+  nobody gets in at all.
 - A client that does not read what it asked for is left after a time. Until then its place and its upstream would wait for it.
 - What one turn of the loop has to say on a connection goes out in one write. uvicorn writes a response's head and its body
   apart, and uvloop hands each to the kernel at once: a second system call and a second packet.
@@ -16,19 +18,20 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from irlops_serving.gateway.errors import ApiError, head_too_large, slow_head
+from irlops_serving.gateway.errors import ApiError, head_too_large, overloaded, slow_head
 from irlops_serving.gateway.settings import TimeoutSettings
 
 MAX_HEAD_BYTES = 64 * 2**10
 # A stream's chunks don't gather beyond this: the transport has to see them to say that the client is slow.
 GATHER_AT_MOST_BYTES = 64 * 2**10
-REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """``http=guarded(timeouts)`` in uvicorn's configuration."""
+    """``http=guarded(timeouts, max_connections)`` in uvicorn's configuration."""
 
     timeouts: ClassVar[TimeoutSettings]
+    max_connections: ClassVar[int]
     _is_in_head = True
     """Also before a connection has said anything."""
     _has_begun = False
@@ -40,7 +43,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn's
         super().connection_made(_GatheringTransport(transport, self.loop))
-        self._watch_head()
+        if len(self.connections) > self.max_connections:
+            self._refuse(overloaded("Too many connections are open.", retry_after_s=1.0))
+        else:
+            self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
@@ -123,14 +129,16 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = error.body()
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (error.status, REASONS[error.status], len(body)) + body)
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *error.headers()]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        head = b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\n%b\r\n"
+        self.transport.write(head % (error.status, REASONS[error.status], len(body), lines) + body)
         self.transport.close()
 
 
-def guarded(timeouts: TimeoutSettings) -> type[GuardedProtocol]:
+def guarded(timeouts: TimeoutSettings, max_connections: int) -> type[GuardedProtocol]:
     """The protocol with these limits; uvicorn makes one of it for each connection."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"timeouts": timeouts})
+    return type("GuardedProtocol", (GuardedProtocol,), {"timeouts": timeouts, "max_connections": max_connections})
 
 
 class _GatheringTransport(asyncio.Transport):

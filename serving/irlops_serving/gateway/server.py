@@ -130,7 +130,7 @@ def server_config(gateway: Gateway, settings: GatewaySettings) -> uvicorn.Config
     return uvicorn.Config(
         with_cors(gateway, settings.cors_allow_origins),
         loop="uvloop",
-        http=guarded(settings.timeouts),
+        http=guarded(settings.timeouts, settings.limits.max_connections),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -151,6 +151,8 @@ class LimitSettings(_Section):
     max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, le=MAX_CANDIDATES)
     max_tokens: int | None = Field(default=None, ge=1)
     """Cap on ``max_tokens`` of one request; without one only the model's context bounds it."""
+    max_connections: int = Field(default=8192, ge=1)
+    """Open connections, idle ones included; one more is answered with 503 and closed."""
     max_concurrent: int = Field(default=2048, ge=1)
     """Pass-through requests at once."""
     max_concurrent_reranked: int = Field(default=32, ge=1)

@@ -232,7 +232,12 @@ class Upstream:
         if response.status in (429, 503):
             wait = response.headers.get(b"retry-after", b"1")
             raise self._failed("busy", upstream_unavailable(self.name, float(wait) if wait.isdigit() else 1.0))
-        if response.status >= 500 or response.status < 400:
+        if response.status == 500:
+            # Quick, and maybe what this one request does to the server: it must not open the circuit for everybody. A server
+            # that is down doesn't answer, and a proxy before it says 502, 503 or 504.
+            self._count_error("bad_status")
+            raise upstream_broken(self.name, "answered with status 500")
+        if response.status > 500 or response.status < 400:
             raise self._failed("bad_status", upstream_broken(self.name, f"answered with status {response.status}"))
         if response.status in (401, 403):
             # Our credentials for the upstream are wrong; the client's are not.

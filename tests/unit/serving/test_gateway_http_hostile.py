@@ -84,6 +84,27 @@ async def test_nobody_keeps_a_connection_by_sending_what_no_one_waits_for(reques
         writer.close()
 
 
+async def test_one_connection_too_many_is_told_so_and_closed_and_the_others_go_on():
+    async with rig(limits={"max_connections": 2}) as r:
+        (reader, writer), (_, idle) = [await connection_to(r) for _ in range(2)]
+        refused, refused_writer = await connection_to(r)
+        head, body = await answer_to(refused)
+        assert await ends(refused)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        served, _ = await answer_to(reader)
+        idle.close()
+        await eventually(lambda: len(r.server.server_state.connections) < 2)
+        again, again_writer = await connection_to(r)
+        again_writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        after, _ = await answer_to(again)
+        for one in (writer, refused_writer, again_writer):
+            one.close()
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 1\r\n" in head
+    assert json.loads(body)["error"]["code"] == "overloaded"
+    assert (served[:13], after[:13]) == (b"HTTP/1.1 200 ", b"HTTP/1.1 200 ")
+
+
 async def test_after_an_empty_line_too_many_a_request_still_has_all_its_time():
     async with rig(timeouts={"head_s": 0.5}) as r:
         reader, writer = await connection_to(r)

@@ -171,7 +171,7 @@ async def test_a_policy_that_is_away_is_named_and_retried_later():
 
 
 async def test_after_failures_in_a_row_the_policy_is_left_alone_for_a_while():
-    async with rig({"fail": lambda _: web.Response(status=500)}, breaker={"failures": 2, "open_s": 0.3}) as r:
+    async with rig({"fail": lambda _: web.Response(status=502)}, breaker={"failures": 2, "open_s": 0.3}) as r:
         statuses = [(await r.chat())[0] for _ in range(4)]
         asked = len(r.policy.requests)
         r.policy.fail = lambda _: None
@@ -180,6 +180,17 @@ async def test_after_failures_in_a_row_the_policy_is_left_alone_for_a_while():
     assert statuses == [502, 502, 503, 503]
     assert asked == 2
     assert recovered == 200
+
+
+async def test_requests_that_the_policy_fails_on_close_it_to_nobody_else():
+    def fails_on_one(body):
+        return web.Response(status=500) if body.get("user") == "poison" else None
+
+    async with rig({"fail": fails_on_one}, breaker={"failures": 2, "open_s": 60}) as r:
+        failed = [(await r.chat(user="poison"))[0] for _ in range(5)]
+        after, _ = await r.chat()
+    assert failed == [502] * 5
+    assert after == 200
 
 
 async def test_refusals_of_the_policy_do_not_open_its_circuit():
