@@ -100,6 +100,17 @@ def test_weights_sharded_over_two_processes_learn_what_copies_learn(by_two: Laun
     assert mean_distance(weights(sharded), weights(copied)) < 1e-4
 
 
+def test_muon_moves_sharded_matrices_as_it_moves_whole_ones(tmp_path: Path):
+    muon = {"evaluate_every": 0, "optimizer": {"name": "muon", "learning_rate": 0.003}}
+    whole = run_here(miniature("sft", **muon), tmp_path / "whole")
+    ended = launch(miniature("sft", sharding="fsdp", **muon), tmp_path, num_processes=2)
+    assert ended.code == 0, ended.output
+    sharded = tmp_path / "mini-sft"
+    for step, row in recorded(whole).items():
+        assert recorded(sharded)[step]["sft/loss"] == pytest.approx(row["sft/loss"], rel=1e-3)
+    assert mean_distance(weights(sharded), weights(whole)) < 1e-3
+
+
 def test_leaving_a_group_never_hangs_while_its_last_barrier_is_still_being_let_go(tmp_path: Path):
     started = torch.multiprocessing.start_processes(
         leave_groups, (str(tmp_path), NUM_GROUPS), nprocs=2, join=False, start_method="spawn"

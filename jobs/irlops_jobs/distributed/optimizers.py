@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from irlops.contracts.jobs import OptimizerConfig
+from irlops_jobs.distributed.muon import MuonByShape
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -25,7 +26,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
+            MuonByShape(
                 matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )

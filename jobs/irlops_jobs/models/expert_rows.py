@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from irlops_jobs.models.last_layer import as_whole_layer, run_at, take
 
 
 @dataclass(frozen=True)
@@ -133,39 +133,23 @@ def row_states(backbone: nn.Module, rows: ExpertRows) -> Tensor:
 def compared_states(backbone: nn.Module, rows: ExpertRows) -> tuple[Tensor, Tensor]:
     """Final hidden states (S, A, H) at the experts' tokens that are compared, and (S, A, H) at the branches.
 
-    A row has some 150 tokens, of which about 20 are read. All of them are attended to in the last layer, but its
-    feed-forward part, three quarters of a layer's arithmetic, is run on those that are read alone.
+    A row has some 150 tokens, of which about 20 are read: the last layer runs on those alone.
     """
     place_SR = torch.cat([rows.own_SA, rows.branch_SA], dim=1)
     layers: nn.ModuleList = backbone.layers  # pyright: ignore[reportAssignmentType]
-    last = _as_whole_layer(layers[-1])
+    last = as_whole_layer(layers[-1])
     if last is None:
-        at_SRH = _take(row_states(backbone, rows), place_SR)
+        at_SRH = take(row_states(backbone, rows), place_SR)
     else:
-        below = _with_layers(backbone, layers[:-1], norm=nn.Identity())
-        at_SRH = _take(_attend(last, backbone.rotary_emb, row_states(below, rows), rows), place_SR)  # pyright: ignore[reportArgumentType]
-        at_SRH = backbone.norm(at_SRH + last.mlp(last.post_attention_layernorm(at_SRH)))  # pyright: ignore[reportCallIssue]
+        below_SLH = row_states(_with_layers(backbone, layers[:-1], norm=nn.Identity()), rows)  # pyright: ignore[reportArgumentType]
+        at_SRH = backbone.norm(  # pyright: ignore[reportCallIssue]
+            run_at(
+                last,
+                below_SLH,
+                place_SR,
+                cosine_sine_SLD=backbone.rotary_emb(below_SLH, rows.position_SL),  # pyright: ignore[reportCallIssue]
+                mask_S1LL=rows.attention_mask(),
+            )
+        )
     own_SAH, branch_SAH = at_SRH.split(rows.own_SA.shape[1], dim=1)
     return own_SAH, branch_SAH
-
-
-def _as_whole_layer(layer: nn.Module) -> LlamaDecoderLayer | Qwen2DecoderLayer | None:
-    """The layer, if its parts may be run one by one: they are known, and FSDP (which makes a class of its own of a layer)
-    doesn't gather their weights for the layer's own forward pass alone."""
-    return layer if type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer) else None  # pyright: ignore[reportReturnType]
-
-
-def _attend(
-    layer: LlamaDecoderLayer | Qwen2DecoderLayer, rotary: nn.Module, states_SLH: Tensor, rows: ExpertRows
-) -> Tensor:
-    """(S, L, H), the states with what the layer's attention adds to them."""
-    attended_SLH, _ = layer.self_attn(
-        hidden_states=layer.input_layernorm(states_SLH),
-        position_embeddings=rotary(states_SLH, rows.position_SL),
-        attention_mask=rows.attention_mask(),
-    )
-    return states_SLH + attended_SLH
-
-
-def _take(states_SLH: Tensor, place_SR: Tensor) -> Tensor:
-    return states_SLH.gather(1, place_SR[:, :, None].expand(-1, -1, states_SLH.shape[-1]))

@@ -12,6 +12,7 @@ from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models import expert_rows
 from irlops_jobs.models.deepen import add_layers, freeze_below
 from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
+from irlops_jobs.models.last_layer import as_whole_layer
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.session import EncodedDemonstration
@@ -61,7 +62,7 @@ def test_the_last_layer_run_on_what_is_read_gives_what_the_whole_layer_gives(num
     critic = _critic(num_top_layers=num_top_layers)
     rows = ExpertRows.of(with_trunk(critic, [LONG, SHORT], micro_batch_tokens=4096), ALONE.device)
     found = _gradients(critic, rows)
-    monkeypatch.setattr(expert_rows, "_as_whole_layer", lambda layer: None)
+    monkeypatch.setattr(expert_rows, "as_whole_layer", lambda layer: None)
     assert torch.allclose(found, _gradients(critic, rows), atol=1e-5)
 
 
@@ -78,9 +79,9 @@ def test_layers_of_another_kind_and_those_that_are_sharded_run_whole():
         pass
 
     layer = _critic(num_top_layers=0).scorer.model.model.layers[-1]
-    assert expert_rows._as_whole_layer(layer) is layer
+    assert as_whole_layer(layer) is layer
     layer.__class__ = FSDPLlamaDecoderLayer
-    assert expert_rows._as_whole_layer(layer) is None
+    assert as_whole_layer(layer) is None
 
 
 def test_frozen_layers_first_and_the_layers_on_top_later_give_what_one_pass_gives():
