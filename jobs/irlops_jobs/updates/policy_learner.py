@@ -115,18 +115,23 @@ class PolicyLearner:
         return Group(question.demonstration.prompt_ids, traces)
 
     def _with_reference(self, groups: list[Group[PolicyTarget]]) -> list[Group[PolicyTarget]]:
+        """The same groups, held to the warm start; it is asked only about samples that weigh something."""
         if self._reference is None:
             return groups
         numbers = iter(range(sum(len(group.traces) for group in groups)))
-        keyed = [Group(g.prompt_ids, [Trace(t.solution_ids, next(numbers)) for t in g.traces]) for g in groups]
-        logprobs = trace_logprobs(self._reference, keyed, micro_batch_tokens=self._job.micro_batch_tokens)
-        rows = iter(sorted(logprobs.items()))
+        numbered = [[(next(numbers), trace) for trace in group.traces] for group in groups]
+        weighing = [
+            Group(group.prompt_ids, [Trace(t.solution_ids, number) for number, t in traces if t.payload.weight.any()])
+            for group, traces in zip(groups, numbered, strict=True)
+        ]
+        logprobs = trace_logprobs(
+            self._reference,
+            [group for group in weighing if group.traces],
+            micro_batch_tokens=self._job.micro_batch_tokens,
+        )
         return [
-            Group(
-                group.prompt_ids,
-                [Trace(t.solution_ids, t.payload.with_reference(next(rows)[1])) for t in group.traces],
-            )
-            for group in groups
+            Group(group.prompt_ids, [_held_to(logprobs.get(number), trace) for number, trace in traces])
+            for group, traces in zip(groups, numbered, strict=True)
         ]
 
     def _reward_metrics(self, rewards: Sequence[Sequence[Tensor]]) -> dict[str, float]:
@@ -135,6 +140,15 @@ class PolicyLearner:
             len(traces), sum(fmean(one) for one in traces), sum(pstdev(one) for one in traces)
         )
         return {"reward/mean": total / max(num, 1.0), "reward/group_std": spread / max(num, 1.0)}
+
+
+def _held_to(logprob_reference: Tensor | None, trace: Trace[PolicyTarget]) -> Trace[PolicyTarget]:
+    """The trace with its reference; one that weighs nothing has its engine's numbers there, which are finite and near."""
+    target = trace.payload
+    return Trace(
+        trace.solution_ids,
+        target.with_reference(target.logprob_engine if logprob_reference is None else logprob_reference),
+    )
 
 
 class FrozenReference:

@@ -1,5 +1,8 @@
 """The critic's side of a round: who is on which side, what is corrupted, and what comes back from earlier rounds."""
 
+import math
+
+import pytest
 import torch
 
 from irlops.answers import AnswerRule, extract_answer
@@ -114,3 +117,33 @@ def test_the_expert_joins_the_group_as_one_more_right_member_with_the_policys_ow
     assert members.agrees == (True, False, True)
     assert members.samples[-1].token_ids == question.demonstration.solution_ids
     assert len(members.samples[-1].logprobs) == len(question.demonstration.solution_ids)
+
+
+class _Warm:
+    """The policy as it is now for a reference, and what it was asked about."""
+
+    def __init__(self, policy):
+        self.runtime, self._policy = policy.runtime, policy
+        self.asked = []
+
+    def forward(self, batch):
+        self.asked += [
+            tuple(row[mask].tolist()) for row, mask in zip(batch.solution_ids_ST, batch.solution_mask_ST, strict=True)
+        ]
+        return self._policy.forward(batch)
+
+
+def test_the_warm_start_is_asked_only_about_samples_that_weigh_something():
+    learner, policy, questions = _learner(), _policy(), [_question(20), _question(21)]
+    warm = _Warm(policy)
+    job = _job(policy={"kl_coefficient": 0.5, "branches_per_sample": 2})
+    learning = PolicyLearner(policy, job, job.reward, warm)
+    length = [[len(sample.token_ids) for sample in question.samples] for question in questions]
+    rewards = [[torch.full((n,), value) for n, value in zip(length[0], (1.0, -1.0), strict=True)]]
+    rewards += [[torch.zeros(n) for n in length[1]]]  # no spread: it teaches nothing but by its branches
+    judged = learner.judge_branches(questions, 0)
+    metrics = learning.update(questions, rewards, judged)
+    assert sorted(warm.asked) == sorted(sample.token_ids for sample in questions[0].samples)
+    assert metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["policy/groups_without_spread"] == 1
+    assert math.isfinite(metrics["policy/loss"])
