@@ -57,6 +57,12 @@ class ExpertState:
             weight_A=torch.cat([self.weight_A, self.weight_A.new_tensor([weight])]),
         )
 
+    @classmethod
+    def bare(cls, prompt_ids: tuple[int, ...], solution_ids: tuple[int, ...]) -> ExpertState:
+        """Without any comparison yet."""
+        nothing = torch.zeros(0, dtype=torch.long)
+        return cls(prompt_ids, solution_ids, nothing, nothing, torch.zeros(0))
+
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.solution_ids) + len(self.branch_ids_A)
@@ -109,15 +115,16 @@ class ExpertRows:
 
 def lower_part(backbone: nn.Module, num_top_layers: int) -> nn.Module:
     """The backbone without its last layers and its final norm; shares the other modules with it."""
-    return _with_layers(backbone, backbone.layers[:-num_top_layers], norm=nn.Identity())  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    return with_layers(backbone, backbone.layers[:-num_top_layers], norm=nn.Identity())  # pyright: ignore[reportIndexIssue, reportArgumentType]
 
 
 def upper_part(backbone: nn.Module, num_top_layers: int) -> nn.Module:
     """The backbone's last layers and its final norm, to be given ``inputs_embeds``; shares the modules with it."""
-    return _with_layers(backbone, backbone.layers[-num_top_layers:], norm=backbone.norm)  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    return with_layers(backbone, backbone.layers[-num_top_layers:], norm=backbone.norm)  # pyright: ignore[reportIndexIssue, reportArgumentType]
 
 
-def _with_layers(backbone: nn.Module, layers: nn.ModuleList, *, norm: nn.Module | Tensor) -> nn.Module:
+def with_layers(backbone: nn.Module, layers: nn.ModuleList, *, norm: nn.Module | Tensor) -> nn.Module:
+    """The backbone with these layers and this final norm; shares all modules with it."""
     view = copy.copy(backbone)
     view._modules = backbone._modules | {"layers": layers, "norm": norm}  # pyright: ignore[reportAttributeAccessIssue]
     return view
@@ -141,7 +148,7 @@ def compared_states(backbone: nn.Module, rows: ExpertRows) -> tuple[Tensor, Tens
     if last is None:
         at_SRH = take(row_states(backbone, rows), place_SR)
     else:
-        below_SLH = row_states(_with_layers(backbone, layers[:-1], norm=nn.Identity()), rows)  # pyright: ignore[reportArgumentType]
+        below_SLH = row_states(with_layers(backbone, layers[:-1], norm=nn.Identity()), rows)  # pyright: ignore[reportArgumentType]
         at_SRH = backbone.norm(  # pyright: ignore[reportCallIssue]
             run_at(
                 last,

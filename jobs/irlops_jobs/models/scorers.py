@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from irlops_jobs.models.branches import BranchBatch, branch_hidden_states, doubt_and_draw, propose_branches
 from irlops_jobs.models.expert_rows import ExpertRows, compared_states, lower_part, row_states, upper_part
+from irlops_jobs.models.last_layer import take
+from irlops_jobs.models.shared_layers import WrittenRows, are_shared, write, write_branches
 from irlops_jobs.models.shared_prefix import LOGITS_PER_CHUNK, TraceBatch, chosen_logprobs, hidden_states
 
 
@@ -60,6 +62,11 @@ class PolicyScorer(nn.Module):
         """
         with _precision(self._autocast, batch.solution_ids_ST.device):
             before_STH, _ = hidden_states(self.model.get_decoder(), batch)  # pyright: ignore[reportCallIssue]
+        return self._propose_from(before_STH, batch, uniform_2ST, num_branches=num_branches, floor=floor)
+
+    def _propose_from(
+        self, before_STH: Tensor, batch: TraceBatch, uniform_2ST: Tensor, *, num_branches: int, floor: float
+    ) -> BranchBatch:
         mask_ST = batch.solution_mask_ST
         head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
         doubt_N, drawn_N = doubt_and_draw(
@@ -73,6 +80,28 @@ class PolicyScorer(nn.Module):
         return propose_branches(
             doubt_ST, drawn_ST, batch, num_branches=num_branches, floor=floor, order_ST=uniform_2ST[1]
         )
+
+    def write_and_propose(
+        self, rows: ExpertRows, batch: TraceBatch, uniform_2ST: Tensor, *, num_branches: int, floor: float
+    ) -> tuple[WrittenRows, BranchBatch]:
+        """``propose`` from a pass over the same solutions in rows of their own, which a critic on the same layers goes on from."""
+        backbone = self.model.get_decoder()  # pyright: ignore[reportCallIssue]
+        with _precision(self._autocast, rows.ids_SL.device):
+            written = write(backbone, rows)
+            normed_SLH = backbone.norm(written.states_SLH)  # pyright: ignore[reportCallIssue]
+        offset_T = torch.arange(batch.solution_ids_ST.shape[1], device=rows.ids_SL.device)
+        place_ST = (batch.prompt_mask_QP.sum(1)[batch.parent_S][:, None] + offset_T - 1).clamp(
+            max=rows.ids_SL.shape[1] - 1
+        )
+        proposed = self._propose_from(
+            take(normed_SLH, place_ST), batch, uniform_2ST, num_branches=num_branches, floor=floor
+        )
+        return written, proposed
+
+    def write_branches(self, written: WrittenRows, branch_ids_SA: Tensor, place_SA: Tensor) -> Tensor:
+        """(S, A, H), what the layers make of branches off written rows."""
+        with _precision(self._autocast, branch_ids_SA.device):
+            return write_branches(self.model.get_decoder(), written, branch_ids_SA, place_SA)  # pyright: ignore[reportCallIssue]
 
 
 class CriticScorer(nn.Module):
@@ -119,6 +148,12 @@ class CriticScorer(nn.Module):
         with _precision(self._autocast, batch.solution_ids_ST.device):
             at_STH, branch_SAH = branch_hidden_states(_backbone(self.model), batch)
         return self._rewards(at_STH, batch.solution_mask_ST), self._read(branch_SAH)
+
+    def stands_on(self, policy: PolicyScorer) -> bool:
+        """Whether the frozen layers are the policy's, so that its pass is this critic's trunk."""
+        if self.num_top_layers == 0 or hasattr(policy.model, "peft_config") or self._autocast != policy._autocast:
+            return False
+        return are_shared(policy.model.get_decoder(), _backbone(self.model), self.num_top_layers)  # pyright: ignore[reportCallIssue]
 
     def trunk(self, rows: ExpertRows) -> Tensor:
         """(S, L, H), what the frozen layers make of the rows; with it in the rows a pass runs the layers on top alone."""

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from irlops.contracts.jobs import CriticConfig
 from irlops_jobs.distributed.trainer import Trainer
+from irlops_jobs.models.branches import BranchBatch
 from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.rollouts.sampling import uniform_draws
@@ -30,57 +31,140 @@ from irlops_jobs.updates.microbatches import Group, Trace, plan
 
 
 @dataclass(frozen=True)
-class _Draws:
-    """The draws of one demonstration's branches, and its place among the others; -1 in idle passes."""
+class _Asked:
+    """A demonstration, the draws of its branches, and its place among the others; -1 in idle passes."""
 
     key: int
+    one: ExpertState
     uniform_T2: Tensor
 
+    @classmethod
+    def idle(cls) -> _Asked:
+        return cls(-1, ExpertState.bare((0,), (0,)), torch.zeros(1, 2))
 
-def _two_draws(seed: int, num_tokens: int) -> Tensor:
-    return uniform_draws([seed], 2 * num_tokens)[0].view(num_tokens, 2)
+
+def prepare_states(
+    policy: Trainer,
+    critic: Trainer,
+    demonstrations: Sequence[EncodedDemonstration],
+    seeds: Sequence[int],
+    corruptions: Sequence[Sequence[Sequence[int]]],
+    *,
+    config: CriticConfig,
+    micro_batch_tokens: int,
+) -> list[ExpertState]:
+    """Everything that stands against the experts' tokens, and the trunk of a critic that has frozen layers.
+
+    Args:
+        seeds: one a demonstration; they fix which alternatives are drawn, whatever process draws them.
+        corruptions: of each demonstration, as token ids.
+    """
+    stands_on_policy: bool = critic.scorer.stands_on(policy.scorer)  # pyright: ignore[reportCallIssue]
+    prepare = _in_one_pass if stands_on_policy else propose_states
+    states = prepare(policy, demonstrations, seeds, corruptions, config=config, micro_batch_tokens=micro_batch_tokens)
+    return states if stands_on_policy else with_trunk(critic, states, micro_batch_tokens=micro_batch_tokens)
 
 
 def propose_states(
     policy: Trainer,
     demonstrations: Sequence[EncodedDemonstration],
     seeds: Sequence[int],
+    corruptions: Sequence[Sequence[Sequence[int]]],
     *,
     config: CriticConfig,
     micro_batch_tokens: int,
 ) -> list[ExpertState]:
-    """What the policy would have written in place of the experts' tokens, for each demonstration.
-
-    Args:
-        seeds: one a demonstration; they fix which alternatives are drawn, whatever process draws them.
-    """
+    """What the policy would have written in place of the experts' tokens, and corruptions; as in ``prepare_states``."""
     scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
-    groups = [
-        Group(one.prompt_ids, [Trace(one.solution_ids, _Draws(key, _two_draws(seed, len(one.solution_ids))))])
-        for key, (one, seed) in enumerate(zip(demonstrations, seeds, strict=True))
-    ]
-    states: dict[int, ExpertState] = {}
-    idle = _Draws(-1, torch.zeros(1, 2))
-    for micro in plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=idle):
-        uniform_ST2 = pad_sequence([draws.uniform_T2 for draws in micro.payloads], batch_first=True)
+    found: dict[int, ExpertState] = {}
+    groups = _groups(demonstrations, seeds)
+    for micro in plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=_Asked.idle()):
         with torch.no_grad():
             batch = scorer.propose(
                 micro.batch,
-                uniform_ST2.to(policy.runtime.device).permute(2, 0, 1),
+                _stack_draws(micro.payloads).to(policy.runtime.device),
                 num_branches=config.branches_per_expert,
                 floor=config.branch_floor,
             )
-        for row, draws in enumerate(micro.payloads):
-            if draws.key >= 0:
-                one, real_A = demonstrations[draws.key], batch.branch_weight_SA[row] > 0
-                states[draws.key] = ExpertState(
-                    one.prompt_ids,
-                    one.solution_ids,
-                    batch.branch_ids_SA[row][real_A],
-                    batch.branch_position_SA[row][real_A],
-                    batch.branch_weight_SA[row][real_A],
-                )
-    return [states[key] for key in range(len(demonstrations))]
+        found |= _compared(micro.payloads, batch, corruptions, config)
+    return [found[key] for key in range(len(demonstrations))]
+
+
+def _in_one_pass(
+    policy: Trainer,
+    demonstrations: Sequence[EncodedDemonstration],
+    seeds: Sequence[int],
+    corruptions: Sequence[Sequence[Sequence[int]]],
+    *,
+    config: CriticConfig,
+    micro_batch_tokens: int,
+) -> list[ExpertState]:
+    """``propose_states`` with the trunk of a critic that stands on the policy's layers, from the same pass."""
+    scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
+    device, found = policy.runtime.device, dict[int, ExpertState]()
+    for micro in plan(
+        _groups(demonstrations, seeds),
+        max_tokens=micro_batch_tokens // 2,  # as in with_trunk
+        runtime=policy.runtime,
+        idle=_Asked.idle(),
+        num_branches=config.branches_per_expert,
+    ):
+        with torch.no_grad():
+            written, batch = scorer.write_and_propose(
+                ExpertRows.of([asked.one for asked in micro.payloads], device),
+                micro.batch,
+                _stack_draws(micro.payloads).to(device),
+                num_branches=config.branches_per_expert,
+                floor=config.branch_floor,
+            )
+            states = _compared(micro.payloads, batch, corruptions, config)
+            # Idle passes have branches as well: all processes run the same layers.
+            rows = [states.get(asked.key, ExpertState.idle()) for asked in micro.payloads]
+            branch_SAH = scorer.write_branches(
+                written,
+                pad_sequence([state.branch_ids_A for state in rows], batch_first=True).to(device),
+                pad_sequence([len(s.prompt_ids) + s.position_A for s in rows], batch_first=True).to(device),
+            )
+        for row_LH, branch_AH, asked, state in zip(written.states_SLH, branch_SAH, micro.payloads, rows, strict=True):
+            num_branches = len(state.branch_ids_A)
+            trunk_LH = torch.cat([row_LH[: state.num_tokens - num_branches], branch_AH[:num_branches]])
+            found[asked.key] = replace(state, trunk_LH=trunk_LH)
+    return [found[key] for key in range(len(demonstrations))]
+
+
+def _groups(demonstrations: Sequence[EncodedDemonstration], seeds: Sequence[int]) -> list[Group[_Asked]]:
+    groups: list[Group[_Asked]] = []
+    for key, (one, seed) in enumerate(zip(demonstrations, seeds, strict=True)):
+        num_tokens = len(one.solution_ids)
+        uniform_T2 = uniform_draws([seed], 2 * num_tokens)[0].view(num_tokens, 2)
+        asked = _Asked(key, ExpertState.bare(one.prompt_ids, one.solution_ids), uniform_T2)
+        groups.append(Group(one.prompt_ids, [Trace(one.solution_ids, asked)]))
+    return groups
+
+
+def _stack_draws(payloads: Sequence[_Asked]) -> Tensor:
+    return pad_sequence([asked.uniform_T2 for asked in payloads], batch_first=True).permute(2, 0, 1)
+
+
+def _compared(
+    payloads: Sequence[_Asked], batch: BranchBatch, corruptions: Sequence[Sequence[Sequence[int]]], config: CriticConfig
+) -> dict[int, ExpertState]:
+    """The states of one pass with their branches, by place; none for idle ones."""
+    states: dict[int, ExpertState] = {}
+    for row, asked in enumerate(payloads):
+        if asked.key < 0:
+            continue
+        real_A = batch.branch_weight_SA[row] > 0
+        state = replace(
+            asked.one,
+            branch_ids_A=batch.branch_ids_SA[row][real_A],
+            position_A=batch.branch_position_SA[row][real_A],
+            weight_A=batch.branch_weight_SA[row][real_A],
+        )
+        for corrupted_ids in corruptions[asked.key]:
+            state = against_corruption(state, corrupted_ids, weight=config.corrupted_branch_weight)
+        states[asked.key] = state
+    return states
 
 
 def against_corruption(state: ExpertState, corrupted_ids: Sequence[int], *, weight: float) -> ExpertState:

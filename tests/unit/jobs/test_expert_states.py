@@ -6,19 +6,21 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from irlops.contracts.jobs import CriticConfig, OptimizerConfig
+from irlops.contracts.jobs import CriticConfig, LoraConfig, OptimizerConfig
 from irlops_jobs.distributed.runtime import Runtime
 from irlops_jobs.distributed.trainer import Trainer
 from irlops_jobs.models import expert_rows
 from irlops_jobs.models.deepen import add_layers, freeze_below
 from irlops_jobs.models.expert_rows import ExpertRows, ExpertState
 from irlops_jobs.models.last_layer import as_whole_layer
+from irlops_jobs.models.load import with_lora
 from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.expert_states import (
     against_corruption,
     branch_loss,
+    prepare_states,
     propose_states,
     update_on_expert_states,
     with_trunk,
@@ -125,16 +127,65 @@ def test_learning_prefers_the_experts_tokens():
 
 
 def test_the_policy_is_asked_for_another_token_at_each_state_it_doubts():
-    policy = Trainer(PolicyScorer(build_tiny_policy(seed=0)), OPTIMIZER, ALONE, num_steps=1)
+    policy = _policy()
     one = EncodedDemonstration(LONG.prompt_ids, LONG.solution_ids, SimpleNamespace())
     ask = {"config": CriticConfig(branches_per_expert=3), "micro_batch_tokens": 4096}
-    (state,), (again,) = (propose_states(policy, [one], [5], **ask) for _ in range(2))
+    (state,), (again,) = (propose_states(policy, [one], [5], [()], **ask) for _ in range(2))
     assert len(set(state.position_A.tolist())) == 3
     assert all(
         LONG.solution_ids[place] != other
         for place, other in zip(state.position_A.tolist(), state.branch_ids_A.tolist(), strict=True)
     )
     assert torch.equal(state.branch_ids_A, again.branch_ids_A)  # the seed fixes what is drawn
+
+
+def _policy():
+    return Trainer(PolicyScorer(build_tiny_policy(seed=0)), OPTIMIZER, ALONE, num_steps=1)
+
+
+def _critic_on(policy, *, num_top_layers=2):
+    model = build_tiny_critic(seed=1)
+    model.model.load_state_dict(policy.scorer.model.model.state_dict())
+    model = freeze_below(add_layers(model, 2, seed=2), 2)
+    return Trainer(CriticScorer(model.eval(), num_top_layers=num_top_layers), OPTIMIZER, ALONE, num_steps=40)
+
+
+def _prepared(policy, critic, *, micro_batch_tokens=4096):
+    ones = [EncodedDemonstration(one.prompt_ids, one.solution_ids, SimpleNamespace()) for one in (LONG, SHORT)]
+    ask = {"config": CriticConfig(branches_per_expert=3), "micro_batch_tokens": micro_batch_tokens}
+    return prepare_states(policy, critic, ones, [5, 6], [[(11, 12, 77, 78, 2)], []], **ask)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [4096, 8], ids=["one pass", "a pass each"])
+def test_a_critic_on_the_policys_layers_goes_on_from_the_policys_own_pass(micro_batch_tokens, monkeypatch):
+    policy = _policy()
+    critic = _critic_on(policy)
+    assert critic.scorer.stands_on(policy.scorer)
+    together = _prepared(policy, critic, micro_batch_tokens=micro_batch_tokens)
+    monkeypatch.setattr(critic.scorer, "stands_on", lambda _: False)
+    apart = _prepared(policy, critic, micro_batch_tokens=micro_batch_tokens)
+    assert [len(state.branch_ids_A) for state in together] == [4, 2]  # the first one's corruption is one more
+    for one, other in zip(together, apart, strict=True):
+        assert one.branch_ids_A.tolist() == other.branch_ids_A.tolist()
+        assert one.position_A.tolist() == other.position_A.tolist()
+        assert torch.allclose(one.weight_A, other.weight_A, atol=1e-5)
+        assert torch.allclose(one.trunk_LH, other.trunk_LH, atol=1e-4)
+
+
+def test_a_critic_stands_on_the_policy_until_the_policy_moves():
+    policy = _policy()
+    critic = _critic_on(policy)
+    with torch.no_grad():
+        policy.scorer.model.model.layers[3].mlp.down_proj.weight[0, 0] += 1e-4
+    assert not critic.scorer.stands_on(policy.scorer)
+
+
+def test_a_critic_that_learns_as_a_whole_or_a_policy_with_adapters_share_nothing():
+    policy = _policy()
+    assert not _critic_on(policy, num_top_layers=0).scorer.stands_on(policy.scorer)
+    assert not _critic(num_top_layers=2).scorer.stands_on(policy.scorer)  # a policy that it wasn't copied from
+    adapted = PolicyScorer(with_lora(build_tiny_policy(seed=0), LoraConfig(rank=2, alpha=4), seed=0))
+    assert not _critic_on(policy).scorer.stands_on(adapted)
 
 
 def test_a_corruption_stands_against_the_expert_where_it_first_differs():
