@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+ELEMENTS_AT_ONCE = 2**22
+"""Larger matrices keep a processor busy one by one, and a batch of them would be a second copy of the model."""
 
 
 class MuonByShape(torch.optim.Muon):
@@ -38,7 +41,7 @@ class MuonByShape(torch.optim.Muon):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape[tuple(sorted(parameter.shape))].append(parameter)
-        for parameters in by_shape.values():
+        for parameters in _cut(by_shape.values()):
             wide_BMN = torch.stack([_wide(self._direction(one, group)) for one in parameters])
             wide_BMN = orthogonalise(wide_BMN, group["ns_coefficients"], group["ns_steps"], group["eps"])
             for parameter, update_MN in zip(parameters, wide_BMN, strict=True):
@@ -55,6 +58,13 @@ class MuonByShape(torch.optim.Muon):
         buffer: Tensor = state["momentum_buffer"]
         buffer.lerp_(gradient, 1 - group["momentum"])
         return gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _cut(groups: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """The groups in parts of at most ``ELEMENTS_AT_ONCE``, or of one matrix."""
+    for group in groups:
+        size = max(1, ELEMENTS_AT_ONCE // group[0].numel())
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from irlops_jobs.distributed import muon
 from irlops_jobs.distributed.muon import MuonByShape, orthogonalise
 
 SHAPES = [(16, 16), (16, 16), (48, 16), (16, 48), (16, 48), (2, 40)]
@@ -23,9 +24,11 @@ def _step(optimizer, parameters, seed):
     optimizer.step()
 
 
+@pytest.mark.parametrize("at_once", [2**22, 16 * 48, 1], ids=["all of a shape", "some of a shape", "one by one"])
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("adjust_lr_fn", ["match_rms_adamw", "original", None])
-def test_every_step_is_torchs(adjust_lr_fn, nesterov):
+def test_every_step_is_torchs(adjust_lr_fn, nesterov, at_once, monkeypatch):
+    monkeypatch.setattr(muon, "ELEMENTS_AT_ONCE", at_once)
     ours, torchs = _parameters(0), _parameters(0)
     settings = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": adjust_lr_fn, "nesterov": nesterov}
     optimizers = MuonByShape(ours, **settings), torch.optim.Muon(torchs, **settings)
