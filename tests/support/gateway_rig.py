@@ -55,9 +55,7 @@ class Rig:
         body = {"messages": QUESTION, "stream": True, **fields}
         async with self.http.post(path, json=body) as answer:
             assert answer.status == 200, await answer.read()
-            text = (await answer.read()).decode()
-        blocks = [block for block in text.split("\n\n") if block]
-        return [_event(block) for block in blocks]
+            return events_in(await answer.read())
 
     async def get(self, path: str, **kwargs: Any) -> tuple[int, Any]:
         """Status and JSON of a GET."""
@@ -75,12 +73,30 @@ def text_of(body: dict[str, Any]) -> str:
     return body["choices"][0]["message"]["content"]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Until ``condition`` holds."""
     end_s = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end_s, "did not happen in time"
         await asyncio.sleep(0.01)
+
+
+async def pass_time(seconds: float) -> None:
+    """Let arrive what was sent, then put the loop's clock forward: every wait that ends within ``seconds`` ends now.
+
+    A limit that a test wants to see run out can so be far longer than the machine needs, however busy it is, for what
+    comes before, and still costs no time.
+    """
+    for _ in range(50):  # turns of the loop; each looks at every connection
+        await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + seconds
+
+
+def events_in(stream: bytes) -> list[Any]:
+    """Parsed events of a whole stream, as ``Rig.events`` gives them."""
+    return [_event(block) for block in stream.decode().split("\n\n") if block]
 
 
 def _event(block: str) -> Any:

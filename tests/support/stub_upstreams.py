@@ -60,6 +60,9 @@ class StubPolicy:
     """Given the request's body; a response replaces the answer."""
     cut_after_chunks: int | None = None
     """Close the connection of a stream after so many chunks."""
+    holds_after_chunks: int | None = None
+    """Write so many chunks of a stream (0: answer nothing, also what is no stream), and go on when ``may_go_on`` is set."""
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     healthy: bool = True
     with_token_ids: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -67,6 +70,8 @@ class StubPolicy:
     tokenized: list[dict[str, Any]] = field(default_factory=list)
     cancelled: int = 0
     running: int = 0
+    written: int = 0
+    """Chunks of all streams."""
     turn: int = 0
 
     def app(self) -> web.Application:
@@ -93,6 +98,8 @@ class StubPolicy:
         self.running += 1
         try:
             await asyncio.sleep(self.delay_s)
+            if self.holds_after_chunks == 0:
+                await self.may_go_on.wait()
             answer = self._stream if body.get("stream") else self._whole
             return await answer(request, body, texts)
         except asyncio.CancelledError:
@@ -145,7 +152,10 @@ class StubPolicy:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
+            if sent == self.holds_after_chunks:
+                await self.may_go_on.wait()
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            self.written += 1
             await asyncio.sleep(self.token_delay_s)
         await response.write(b"data: [DONE]\n\n")
         return response
