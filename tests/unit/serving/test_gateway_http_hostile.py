@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from irlops_serving.gateway.keys import hash_key
-from support.gateway_rig import QUESTION, eventually, rig
+from support.gateway_rig import QUESTION, eventually, pass_time, rig
 
 CHAT = "/v1/chat/completions"
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
@@ -18,15 +18,15 @@ async def connection_to(r):
 
 
 async def answer_to(reader):
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-    return head, await asyncio.wait_for(reader.readexactly(length), 5)
+    return head, await asyncio.wait_for(reader.readexactly(length), 30)
 
 
 async def ends(reader):
     """Whether the gateway closes the connection, without another word."""
     try:
-        return await asyncio.wait_for(reader.read(), 5) == b""
+        return await asyncio.wait_for(reader.read(), 30) == b""
     except ConnectionResetError:
         return True
     except TimeoutError:
@@ -72,11 +72,14 @@ async def test_trailers_are_not_headers():
     ids=["empty lines", "the rest of a refused body"],
 )
 async def test_nobody_keeps_a_connection_by_sending_what_no_one_waits_for(request_, then):
-    async with rig(timeouts={"head_s": 0.3}) as r:
+    async with rig(timeouts={"head_s": 10}) as r:
         reader, writer = await connection_to(r)
         writer.write(request_)
         await answer_to(reader)
         ended = asyncio.create_task(ends(reader))
+        for _ in range(2):  # what comes halfway does not count the time anew
+            writer.write(then)
+            await pass_time(6)
         while not ended.done():
             writer.write(then)
             await asyncio.sleep(0.05)
@@ -106,12 +109,12 @@ async def test_one_connection_too_many_is_told_so_and_closed_and_the_others_go_o
 
 
 async def test_after_an_empty_line_too_many_a_request_still_has_all_its_time():
-    async with rig(timeouts={"head_s": 0.5}) as r:
+    async with rig(timeouts={"head_s": 30}) as r:
         reader, writer = await connection_to(r)
         for _ in range(3):
             writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n\r\n")
             assert (await answer_to(reader))[0].startswith(b"HTTP/1.1 200 ")
-            await asyncio.sleep(0.3)
+            await pass_time(18)
         writer.close()
 
 
@@ -182,9 +185,10 @@ async def test_rewards_on_a_stream_need_the_right_to_the_critic(tmp_path):
 
 
 async def test_streams_with_rewards_take_the_places_of_those_who_ask_the_critic():
-    async with rig({"delay_s": 0.5}, limits={"max_concurrent_reranked": 1, "max_queued": 0}) as r:
+    async with rig({"holds_after_chunks": 0}, limits={"max_concurrent_reranked": 1, "max_queued": 0}) as r:
         first = asyncio.create_task(r.events(model="policy", rewards={}))
         await eventually(lambda: r.policy.running == 1)
         full, _ = await r.chat("reranked")
+        r.policy.may_go_on.set()
         events = await first
     assert (full, events[-1]) == (503, "[DONE]")
