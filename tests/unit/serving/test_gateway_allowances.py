@@ -14,6 +14,8 @@ from irlops_serving.gateway.callers import Caller
 from irlops_serving.gateway.errors import ApiError
 from irlops_serving.gateway.settings import LimitSettings
 
+pytestmark = pytest.mark.usefixtures("same_minute")
+
 
 async def _admitted(allowances, caller, tries):
     count = 0
