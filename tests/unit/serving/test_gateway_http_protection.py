@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -17,6 +18,7 @@ from support.gateway_rig import QUESTION, RIGHT, eventually, rig
 from support.stub_upstreams import served
 
 CHAT = "/v1/chat/completions"
+in_the_same_minute = pytest.mark.usefixtures("same_minute")
 
 
 def _keys(tmp_path, **fields):
@@ -62,12 +64,15 @@ async def test_a_new_key_in_the_file_works_without_a_restart(tmp_path):
     async with rig(**_keys(tmp_path)) as r:
         entry = {"name": "team-b", "sha256": hash_key("new")}
         (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"keys": [entry]}))
-        await asyncio.sleep(0.2)
+        end_s = time.monotonic() + 30
+        while (await r.get("/v1/models", headers=_bearer("new")))[0] == 401 and time.monotonic() < end_s:  # noqa: ASYNC110 - asked over HTTP
+            await asyncio.sleep(0.02)
         new, _ = await r.get("/v1/models", headers=_bearer("new"))
         old, _ = await r.get("/v1/models", headers=_bearer("k"))
     assert (new, old) == (200, 401)
 
 
+@in_the_same_minute
 async def test_requests_beyond_the_budget_are_told_when_to_come_back(tmp_path):
     async with rig(**_keys(tmp_path, requests_per_minute=2)) as r:
         answers = []
@@ -81,6 +86,7 @@ async def test_requests_beyond_the_budget_are_told_when_to_come_back(tmp_path):
     assert 1 <= int(answers[2].headers["retry-after"]) <= 120
 
 
+@in_the_same_minute
 async def test_tokens_beyond_the_budget_are_refused_from_the_next_request_on(tmp_path):
     # Every answer costs 3 + 7 tokens; the second begins with 2 left, the third with none.
     async with rig({"solutions": [RIGHT]}, **_keys(tmp_path, tokens_per_minute=12)) as r:
@@ -89,6 +95,7 @@ async def test_tokens_beyond_the_budget_are_refused_from_the_next_request_on(tmp
     assert statuses == [200, 200, 429]
 
 
+@in_the_same_minute
 @pytest.mark.parametrize("fields", [{"model": "policy"}, {"model": "policy", "rewards": {}}], ids=["plain", "rewards"])
 async def test_who_leaves_a_stream_early_has_used_the_tokens_it_was_sent(fields, tmp_path):
     auth = _keys(tmp_path, tokens_per_minute=20)
@@ -105,6 +112,7 @@ async def test_who_leaves_a_stream_early_has_used_the_tokens_it_was_sent(fields,
     assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
 
 
+@in_the_same_minute
 async def test_one_callers_budget_is_not_anothers(tmp_path):
     path = tmp_path / "keys.yaml"
     keys = [{"name": name, "sha256": hash_key(name), "requests_per_minute": 1} for name in ("a", "b")]
@@ -117,8 +125,11 @@ async def test_one_callers_budget_is_not_anothers(tmp_path):
 
 async def test_requests_beyond_places_and_queue_are_refused_at_once():
     limits = {"max_concurrent": 1, "max_queued": 1}
-    async with rig({"delay_s": 0.2}, limits=limits) as r:
-        statuses = await asyncio.gather(*(r.chat() for _ in range(4)))
+    async with rig({"holds_after_chunks": 0}, limits=limits) as r:
+        asking = [asyncio.create_task(r.chat()) for _ in range(4)]
+        await eventually(lambda: sum(task.done() for task in asking) == 2)  # while the policy answers nobody
+        r.policy.may_go_on.set()
+        statuses = await asyncio.gather(*asking)
         metrics = await r.metrics()
     codes = sorted(status for status, _ in statuses)
     assert codes == [200, 200, 503, 503]
@@ -170,12 +181,14 @@ async def test_a_policy_that_is_away_is_named_and_retried_later():
     assert r.policy.requests == []
 
 
-async def test_after_failures_in_a_row_the_policy_is_left_alone_for_a_while():
-    async with rig({"fail": lambda _: web.Response(status=502)}, breaker={"failures": 2, "open_s": 0.3}) as r:
+async def test_after_failures_in_a_row_the_policy_is_left_alone_for_a_while(monkeypatch):
+    async with rig({"fail": lambda _: web.Response(status=502)}, breaker={"failures": 2, "open_s": 60}) as r:
+        now_s = [0.0]
+        monkeypatch.setattr(r.gateway.pairs.current.policy.upstream.breaker, "_clock", lambda: now_s[0])
         statuses = [(await r.chat())[0] for _ in range(4)]
         asked = len(r.policy.requests)
         r.policy.fail = lambda _: None
-        await asyncio.sleep(0.35)
+        now_s[0] = 61.0
         recovered, _ = await r.chat()
     assert statuses == [502, 502, 503, 503]
     assert asked == 2
