@@ -16,13 +16,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from irlops_serving.gateway.tracing import traced_with
 from support.certificates import self_signed
-from support.gateway_rig import QUESTION, RIGHT, rig, running, settings_for
+from support.gateway_rig import QUESTION, RIGHT, eventually, rig, running, settings_for
 from support.stub_upstreams import StubCritic, StubPolicy, Vocabulary, served
 
 CHAT = "/v1/chat/completions"
+NOT_RELOADED = b'irlops_gateway_reloads_total{outcome="failed",what="pair"} 1.0'
 
 
-async def _waiting_for(wanted, ask, seconds=10.0):
+async def _waiting_for(wanted, ask, seconds=30.0):
     """What ``ask`` answers once that is ``wanted``; what it answers after so many seconds when it never is."""
     end_s = time.monotonic() + seconds
     while (got := await ask()) != wanted and time.monotonic() < end_s:  # noqa: ASYNC110 - asked over HTTP
@@ -84,7 +85,9 @@ async def test_metrics_carry_the_gen_ai_names_and_the_best_of_n_series():
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_metrics_count_a_request_under_the_status_that_was_answered(stream):
+async def test_metrics_count_a_request_under_the_status_that_was_answered(stream, monkeypatch):
+    # A stream that has waited for so long begins with 200, whatever comes then.
+    monkeypatch.setattr("irlops_serving.gateway.reranked.START_STREAM_AFTER_S", 30.0)
     # Not as a server error of the gateway, which would wake somebody up.
     async with rig({"fail": lambda _: web.json_response({"error": {"message": "too long"}}, status=400)}) as r:
         for model in ("policy", "reranked"):
@@ -98,9 +101,15 @@ async def test_metrics_count_a_request_under_the_status_that_was_answered(stream
 
 async def test_the_watchers_outlive_what_nobody_expected(monkeypatch):
     async with rig() as r:
-        monkeypatch.setattr(r.gateway, "reload_keys", lambda: 1 / 0)
-        monkeypatch.setattr(r.gateway.pairs.current, "probe", lambda: 1 / 0)
-        await asyncio.sleep(0.2)
+        looked = []
+
+        def fail(at):
+            looked.append(at)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(r.gateway, "reload_keys", lambda: fail("files"))
+        monkeypatch.setattr(r.gateway.pairs.current, "probe", lambda: fail("servers"))
+        await eventually(lambda: looked.count("files") > 1 and looked.count("servers") > 1)
         monkeypatch.undo()
         r.critic.healthy = False
         degraded = (200, "ready", "unavailable", True)
@@ -135,14 +144,24 @@ async def test_one_trace_goes_through_gateway_policy_and_critic():
 
 
 async def test_a_terminated_gateway_answers_what_runs_and_then_stops():
-    async with rig({"solutions": ["a b c d"], "token_delay_s": 0.1}) as r:
+    async with rig({"solutions": ["a b c d"], "holds_after_chunks": 2}) as r:
         streaming = asyncio.create_task(r.events(model="policy"))
-        await asyncio.sleep(0.15)
+        await eventually(lambda: r.policy.written == 2)
         r.server.handle_exit(signal.SIGTERM, None)
-        await asyncio.sleep(0.2)
-        with pytest.raises(aiohttp.ClientConnectorError):
-            async with aiohttp.ClientSession(r.url) as other:
-                await other.get("/healthz")
+
+        async def connects():
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", int(r.url.rpartition(":")[2]))
+            except ConnectionRefusedError:
+                return False
+            except ConnectionResetError:  # it stopped listening in this very moment
+                return True
+            writer.close()
+            return True
+
+        assert await _waiting_for(False, connects) is False
+        assert not streaming.done()
+        r.policy.may_go_on.set()
         events = await streaming
     assert events[-1] == "[DONE]"
 
@@ -160,9 +179,9 @@ async def test_a_signal_handler_logs_nothing_itself(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_draining_gateway_is_not_ready_but_still_answers():
-    async with rig({"solutions": [RIGHT]}, timeouts={"drain_delay_s": 0.4}) as r:
+    async with rig({"solutions": [RIGHT]}, timeouts={"drain_delay_s": 60}) as r:
         r.server.handle_exit(signal.SIGTERM, None)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)  # uvicorn looks ten times a second whether it is to end
         status, body = await r.get("/readyz")
         answered, _ = await r.chat()
     assert (status, body["draining"], answered) == (503, True, 200)
@@ -190,18 +209,21 @@ async def test_another_pair_takes_over_without_a_dropped_request(tmp_path):
         async with running(settings, config) as (_, _, url), aiohttp.ClientSession(url) as http:
             seen = []
 
-            async def ask(number):
-                await asyncio.sleep(number * 0.01)
-                async with http.post(CHAT, json={"model": "reranked", "messages": QUESTION}) as answer:
-                    body = await answer.json()
-                    seen.append((answer.status, body["choices"][0]["message"]["content"], body["rerank"]["pair"]))
+            async def ask_until_the_new_one_answers():
+                while True:
+                    async with http.post(CHAT, json={"model": "reranked", "messages": QUESTION}) as answer:
+                        body = await answer.json()
+                    choice, pair = body["choices"][0], body["rerank"]["pair"]
+                    seen.append((answer.status, choice["message"]["content"], pair["policy_version"]))
+                    if pair["policy_version"] == "4":
+                        return
 
-            asking = [asyncio.create_task(ask(number)) for number in range(80)]
-            await asyncio.sleep(0.2)
+            asking = [asyncio.create_task(ask_until_the_new_one_answers()) for _ in range(20)]
+            await eventually(lambda: len(seen) >= 20)
             _write_config(config, new_url, critic_url, 4)
-            await asyncio.gather(*asking)
-    answers = {(status, text, pair["policy_version"]) for status, text, pair in seen}
-    assert answers == {(200, "old", "3"), (200, "new", "4")}
+            async with asyncio.timeout(60):
+                await asyncio.gather(*asking)
+    assert set(seen) == {(200, "old", "3"), (200, "new", "4")}
 
 
 async def test_a_pair_that_cannot_be_used_leaves_the_old_one_and_the_next_still_takes_over(tmp_path):
@@ -214,7 +236,7 @@ async def test_a_pair_that_cannot_be_used_leaves_the_old_one_and_the_next_still_
         async with running(settings_for(policy_url, critic_url), config) as (gateway, _, _):
             pair = {"policy": {"url": policy_url, "tokenizer_file": str(broken)}, "critic": {"url": critic_url}}
             config.write_text(yaml.safe_dump({"pair": pair, "port": 0}))
-            await asyncio.sleep(0.2)
+            await eventually(lambda: NOT_RELOADED in gateway.metrics.render())
             assert gateway.pairs.current.versions.policy_version == "3"
             _write_config(config, policy_url, critic_url, 5)
 
@@ -232,13 +254,12 @@ async def test_a_pair_that_never_becomes_ready_never_takes_over(tmp_path):
         _write_config(config, policy_url, critic_url, 3)
         async with running(settings_for(policy_url, critic_url), config) as (gateway, _, _):
             _write_config(config, "http://127.0.0.1:9", critic_url, 4)
+            await eventually(lambda: gateway._reloader._wanted.policy_version == "4")
             await asyncio.sleep(0.2)
             still = gateway.pairs.current.versions.policy_version
             config.write_text("pair: {policy: {url: nonsense}}")
-            await asyncio.sleep(0.2)
-            metrics = gateway.metrics.render()
+            await eventually(lambda: NOT_RELOADED in gateway.metrics.render())
     assert still == "3"
-    assert b'irlops_gateway_reloads_total{outcome="failed",what="pair"} 1.0' in metrics
 
 
 @pytest.fixture
