@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from support.gateway_rig import RIGHT, WRONG, rig, text_of
+from support.gateway_rig import RIGHT, WRONG, eventually, rig, text_of
 
 # The stub critic rewards the word "4" with 1 and every other with 0; both solutions have seven words.
 RIGHT_REWARD = pytest.approx(2 / 7)
@@ -92,10 +92,14 @@ async def test_candidates_are_scored_in_few_calls_each_of_half_of_those_that_are
     assert (sizes[0] >= 4, sum(sizes), len(sizes) <= 4) == (True, 8, True)
 
 
-async def test_a_finished_candidate_does_not_wait_long_for_slow_ones():
+async def test_a_finished_candidate_does_not_wait_long_for_slow_ones(monkeypatch):
     solutions = ["4 #### 4", *[" ".join(["word"] * 30)] * 3]
     async with rig({"solutions": solutions, "token_delay_s": 0.01}) as r:
-        await r.rerank(candidates=4, selector="reward")
+        asking = asyncio.create_task(r.rerank(candidates=4, selector="reward"))
+        await eventually(lambda: len(r.critic.calls) == 1)
+        # The slow ones end one after the other and go together, however slow this machine is.
+        monkeypatch.setattr("irlops_serving.gateway.scoring.GATHER_AT_MOST_S", 30.0)
+        await asking
     # One of four would wait for two; a stream of 4 x 30 tokens takes over a second, and it waits a quarter of one.
     assert [len(call) for call in r.critic.calls] == [1, 1]  # the three slow ones are the same
 

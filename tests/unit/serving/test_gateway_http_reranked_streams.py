@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.gateway_rig import RIGHT, WRONG, rig
+from support.gateway_rig import QUESTION, RIGHT, WRONG, events_in, rig
 
 # The stub critic rewards the word "4" with 1 and every other with 0; both solutions have seven words.
 RIGHT_REWARD = pytest.approx(2 / 7)
@@ -37,9 +37,16 @@ async def test_a_stream_tells_progress_and_then_the_winner_with_the_reasons():
 
 
 async def test_a_slow_stream_is_kept_alive_with_comments():
-    async with rig({"delay_s": 0.5}, timeouts={"keep_alive_s": 0.05}) as r:
-        events = await r.events(model="reranked", rerank={"candidates": 2, "progress": False})
-    assert events.count(": keep-alive") >= 3
+    async with rig({"holds_after_chunks": 0}, timeouts={"keep_alive_s": 0.05}) as r:
+        body = {"model": "reranked", "messages": QUESTION, "stream": True}
+        body["rerank"] = {"candidates": 2, "progress": False}
+        async with r.http.post("/v1/chat/completions", json=body) as answer:
+            stream = b""
+            while stream.count(b": keep-alive\n\n") < 3:
+                stream += await answer.content.readany()
+            r.policy.may_go_on.set()
+            events = events_in(stream + await answer.read())
+    assert events[-1] == "[DONE]"
     assert not [event for event in events if isinstance(event, dict) and "rerank_progress" in event]
 
 

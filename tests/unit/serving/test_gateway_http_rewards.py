@@ -1,11 +1,9 @@
 """Dense rewards over HTTP: /v1/rewards, and rewards on a stream."""
 
-import asyncio
-
 import pytest
 from aiohttp import web
 
-from support.gateway_rig import RIGHT, rig
+from support.gateway_rig import RIGHT, eventually, rig
 
 # The stub critic rewards "4" with 1; these tests also punish "wrong" with -2.
 CRITIC = {"reward": lambda word: {"4": 1.0, "wrong": -2.0}.get(word.strip(), 0.0)}
@@ -171,8 +169,5 @@ async def test_a_client_that_leaves_stops_the_policy_and_the_scoring():
         body = {"model": "policy", "messages": [{"role": "user", "content": "q"}], "stream": True}
         async with r.http.post("/v1/chat/completions", json=body | {"rewards": {}}) as answer:
             await answer.content.readany()
-        for _ in range(100):
-            if r.policy.running == 0:
-                break
-            await asyncio.sleep(0.05)
-    assert (r.policy.running, r.policy.cancelled) == (0, 1)
+        await eventually(lambda: r.policy.running == 0)
+    assert r.policy.cancelled == 1
