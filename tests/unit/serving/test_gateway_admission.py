@@ -9,7 +9,7 @@ from irlops_serving.gateway.errors import ApiError
 from irlops_serving.gateway.metrics import Metrics
 
 
-def _gate(places=1, max_queued=1, queue_timeout_s=1.0):
+def _gate(places=1, max_queued=1, queue_timeout_s=60.0):
     return Gate("policy", places, max_queued, queue_timeout_s, Metrics())
 
 
@@ -32,13 +32,13 @@ async def test_who_waits_is_served_in_order():
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
-    gate, until = _gate(queue_timeout_s=7), asyncio.Event()
+    gate, until = _gate(queue_timeout_s=70), asyncio.Event()
     tasks = [asyncio.create_task(_hold(gate, until)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as refused:
         async with gate:
             pass
-    assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (503, "overloaded", 7)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (503, "overloaded", 70)
     until.set()
     await asyncio.gather(*tasks)
 
@@ -61,7 +61,7 @@ async def test_a_place_of_a_waiter_who_left_goes_to_the_next():
     await asyncio.sleep(0)
     second.cancel()
     until.set()
-    await asyncio.wait_for(asyncio.gather(first, third), 1)
+    await asyncio.wait_for(asyncio.gather(first, third), 30)
     async with gate:
         pass
     assert second.cancelled() or second.cancelling()
