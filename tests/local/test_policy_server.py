@@ -257,29 +257,49 @@ def test_samples_of_a_stream_add_up_to_the_whole_answer(ours: httpx.Client):
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["while streaming", "while waiting for the whole answer"])
-def test_a_client_that_leaves_stops_its_generation(ours: httpx.Client, engine: Engine, streamed: bool):
+def test_a_client_that_leaves_stops_its_generation(
+    ours: httpx.Client, engine: Engine, streamed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    num_steps, advance = 0, engine._advance
+
+    def advance_slowly(generation):  # all 240 steps would take 12 s
+        nonlocal num_steps
+        num_steps += 1
+        time.sleep(0.05)
+        return advance(generation)
+
+    monkeypatch.setattr(engine, "_advance", advance_slowly)
     body = {"messages": HELLO, "n": 64, "max_tokens": 240, "ignore_eos": True, "stream": streamed}
-    with httpx.Client(base_url=ours.base_url, timeout=0.3) as impatient:
+    with httpx.Client(base_url=ours.base_url, timeout=httpx.Timeout(30, read=30 if streamed else 1)) as impatient:
         if streamed:
             with impatient.stream("POST", CHAT, json=body) as answer:
                 next(answer.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
                 impatient.post(CHAT, json=body)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 30
     while engine.num_requests and time.monotonic() < deadline:
         time.sleep(0.02)
     assert engine.num_requests == 0
+    assert num_steps < 240
 
 
-def test_a_short_answer_overtakes_a_long_one(ours: httpx.Client):
-    long_ended = threading.Event()
+def test_a_short_answer_overtakes_a_long_one(ours: httpx.Client, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    long_ended, short_ended, advance = threading.Event(), threading.Event(), engine._advance
+
+    def advance_slowly(generation):  # until the short one is there, all steps of the long one would take 12 s
+        time.sleep(0 if short_ended.is_set() else 0.05)
+        return advance(generation)
+
+    monkeypatch.setattr(engine, "_advance", advance_slowly)
     body = {"messages": HELLO, "n": 16, "max_tokens": 240, "ignore_eos": True}
     long = threading.Thread(target=lambda: (_post(ours, CHAT, body), long_ended.set()))
     long.start()
-    time.sleep(0.1)
+    while not engine.num_requests:
+        time.sleep(0.01)
     _post(ours, CHAT, {"messages": HELLO, "max_tokens": 2})
     assert not long_ended.is_set()
+    short_ended.set()
     long.join()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from irlops_serving.policy.checkpoint import LoadedPolicy, load_policy
 from irlops_serving.policy.engine import Engine, Piece
 from irlops_serving.policy.growing_cache import growing_cache
 from irlops_serving.policy.requests import Sampling
+from support.gateway_rig import eventually
 from support.tiny_models import EOS, save_tiny_policy
 
 PROMPT = [1, 3, 50, 60, 70, 4]
@@ -110,15 +112,21 @@ async def test_logprobs_are_the_models_own(engine: Engine, policy: LoadedPolicy)
         assert said == pytest.approx(expected, abs=1e-4)
 
 
-async def test_leaving_early_stops_the_decoding(engine: Engine):
+async def test_leaving_early_stops_the_decoding(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    num_steps, advance = 0, engine._advance
+
+    def advance_slowly(generation):  # all 240 steps would take 12 s
+        nonlocal num_steps
+        num_steps += 1
+        time.sleep(0.05)
+        return advance(generation)
+
+    monkeypatch.setattr(engine, "_advance", advance_slowly)
     stream = engine.generate(PROMPT, Sampling(num_samples=2, max_tokens=240, seed=0, ignore_eos=True))
     await anext(stream)
     await stream.aclose()
-    for _ in range(400):
-        if not engine.num_requests:
-            break
-        await asyncio.sleep(0.005)
-    assert engine.num_requests == 0
+    await eventually(lambda: engine.num_requests == 0)
+    assert num_steps < 240
 
 
 async def test_a_failing_request_says_why_and_the_next_works(engine: Engine):
