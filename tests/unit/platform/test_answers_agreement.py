@@ -68,11 +68,11 @@ def test_no_answer_agrees_with_nothing():
     ],
 )
 def test_formulas_that_could_run_away_are_compared_as_texts(monster: str):
-    started = time.monotonic()
+    started_s = time.process_time()
     assert not is_tame_formula(monster)
     assert not answers_agree(monster, "5")
     assert answers_agree(monster, monster)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started_s < 1  # of computing, however long the machine let it wait
 
 
 def test_formulas_are_compared_in_any_thread_and_leave_alarms_alone():

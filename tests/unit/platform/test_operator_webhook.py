@@ -81,7 +81,7 @@ class Mlflow:
 
 
 async def keep(mlflow: Mlflow, url: str = "http://operator:8081/registry", secret: str = SECRET) -> None:
-    await asyncio.wait_for(keep_registered(mlflow, name="irlops", url=url, secret=secret, retry_s=0), 5)
+    await asyncio.wait_for(keep_registered(mlflow, name="irlops", url=url, secret=secret, retry_s=0), 30)
 
 
 async def test_it_is_registered_once_and_follows_a_new_secret():

@@ -56,7 +56,7 @@ def deliver(server: Server, tmp_path: Path) -> Iterator[Callable[[], Delivery]]:
 
     yield open_delivery
     for delivery in opened:
-        delivery.close(timeout_s=1)
+        delivery.close(timeout_s=30)
 
 
 def metrics(*steps: int) -> list[Record]:
@@ -64,7 +64,7 @@ def metrics(*steps: int) -> list[Record]:
 
 
 def until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()
@@ -73,7 +73,7 @@ def until(condition: Callable[[], bool]) -> bool:
 def test_records_arrive_in_order_and_in_few_requests(server: Server, deliver: Callable[[], Delivery]) -> None:
     delivery = deliver()
     delivery.put(metrics(*range(1000)))
-    assert delivery.flush(5)
+    assert delivery.flush(30)
     assert [record["step"] for record in server.received] == list(range(1000))
     assert server.requests == 2  # 1000 records, at most 500 in a request
 
@@ -87,7 +87,7 @@ def test_an_outage_is_said_once_and_loses_nothing(
         delivery.put(metrics(step))
     assert until(lambda: server.requests >= 3)
     server.is_up.set()
-    assert delivery.flush(5)
+    assert delivery.flush(30)
     assert [record["step"] for record in server.received] == [0, 1, 2, 3, 4]
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 2
@@ -101,7 +101,7 @@ def test_putting_records_never_waits_for_the_server(server: Server, deliver: Cal
     started = time.monotonic()
     for step in range(1000):
         delivery.put(metrics(step))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 8  # waiting for one try each would take 10 s at the least
 
 
 def test_what_could_not_be_sent_waits_in_a_file_for_the_next_start(
@@ -110,12 +110,12 @@ def test_what_could_not_be_sent_waits_in_a_file_for_the_next_start(
     server.is_up.clear()
     first = deliver()
     first.put(metrics(1, 2))
-    assert first.close(timeout_s=1) == 2
+    assert first.close(timeout_s=30) == 2
     assert len((tmp_path / "unsent.jsonl").read_text().splitlines()) == 2
     server.is_up.set()
     second = deliver()
     second.put(metrics(3))
-    assert second.flush(5)
+    assert second.flush(30)
     assert [record["step"] for record in server.received] == [1, 2, 3]
     assert not (tmp_path / "unsent.jsonl").exists()
 
@@ -125,7 +125,7 @@ def test_a_refused_record_is_named_and_the_others_arrive(
 ) -> None:
     delivery = deliver()
     delivery.put([*metrics(1), {"kind": "param", "key": "bad"}, *metrics(2)])
-    assert delivery.flush(5)
+    assert delivery.flush(30)
     assert [record["step"] for record in server.received] == [1, 2]
     assert "refused the param bad: Invalid parameter value" in caplog.text
 
@@ -136,5 +136,5 @@ def test_a_damaged_file_of_unsent_records_does_not_stop_the_start(
     (tmp_path / "unsent.jsonl").write_text(json.dumps(metrics(1)[0])[:10])
     delivery = deliver()
     delivery.put(metrics(2))
-    assert delivery.flush(5)
+    assert delivery.flush(30)
     assert [record["step"] for record in server.received] == [2]
