@@ -127,14 +127,20 @@ def test_every_line_arrives_with_the_name_of_who_said_it_and_stays_in_a_log(tmp_
 
 
 def test_two_runs_of_one_job_never_share_a_state_folder(tmp_path: Path):
-    job = pytorchjob(workers=worker(**script("import time; print('ready', flush=True); time.sleep(3)")))
+    may_end = tmp_path / "may-end"
+    program = f"""if True:
+        import pathlib, time
+        print('ready', flush=True)
+        while not pathlib.Path({str(may_end)!r}).exists(): time.sleep(0.05)"""
+    job = pytorchjob(workers=worker(**script(program)))
     ready = threading.Event()
     first = threading.Thread(target=run, args=(tmp_path, job), kwargs={"on_line": lambda *_: ready.set()})
     first.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     with pytest.raises(ConfigError, match="job already runs on"):
         run(tmp_path, job)
-    first.join(20)
+    may_end.touch()
+    first.join(60)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)

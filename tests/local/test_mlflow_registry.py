@@ -138,7 +138,7 @@ def test_training_goes_on_while_the_server_stands_still(server: MlflowServer, tm
         started = time.monotonic()
         for step in range(200):
             run.log_metrics({"loss": 1 / (step + 1)}, step=step)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10  # whoever waited for the server would wait for ever
     finally:
         for worker in workers:
             worker.send_signal(signal.SIGCONT)

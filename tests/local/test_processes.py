@@ -50,7 +50,7 @@ def test_stopping_ends_grandchildren_and_whoever_ignores_sigterm(tmp_path: Path)
     family = descendants_of(process.guard_process.pid)
     assert len(family) == 3  # the guard, the command, its child
     process.stop()
-    assert wait_until_gone(family, timeout_s=1) == set()
+    assert wait_until_gone(family) == set()
 
 
 def test_several_are_stopped_at_the_same_time(tmp_path: Path):
