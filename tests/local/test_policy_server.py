@@ -71,7 +71,7 @@ def ours(engine: Engine) -> Iterator[httpx.Client]:
     server = uvicorn.Server(uvicorn.Config(PolicyRoutes(engine, "policy").app(), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=200) as client:
         while not server.started:
             time.sleep(0.01)
         yield client
