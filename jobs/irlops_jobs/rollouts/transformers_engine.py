@@ -17,22 +17,29 @@ from transformers.cache_utils import DynamicLayer
 
 from irlops.contracts.jobs import RolloutConfig
 from irlops_jobs.models.save import base_model_of, merged_state_dict
-from irlops_jobs.models.shared_prefix import TraceBatch, dynamic_layers, encode_prompts
+from irlops_jobs.models.shared_prefix import TraceBatch, encode_prompts
 from irlops_jobs.rollouts.carriers import OnProgress, Sample
 from irlops_jobs.rollouts.sampling import choose_tokens, derive_seed, draw_other, sampling_dtype, uniform_draws
+from irlops_jobs.rollouts.shared_prompts import SharedPrompts, attending_to_shared_prompts
 
 COMPACT_BELOW = 0.7
 """Finished rows are dropped from the batch once fewer than this part of it is still decoding."""
 
 
 class _BufferedLayer(DynamicLayer):
-    """A cache layer that writes into a buffer of known size instead of growing by concatenation at every token."""
+    """A cache layer that writes into a buffer of known size instead of growing by concatenation at every token.
 
-    def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+    Args:
+        prompts: (Q, K, P, D), what the layer keeps of the prompts: the size of a head, and the precision.
+    """
+
+    def __init__(self, prompts: Tensor, num_rows: int, capacity: int) -> None:
         super().__init__()
-        self.length = keys.shape[-2]
-        self._keys, self._values = (_with_capacity(tensor, capacity) for tensor in (keys, values))
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.length = 0
+        self._keys, self._values = (
+            prompts.new_empty((num_rows, prompts.shape[1], capacity, prompts.shape[3])) for _ in range(2)
+        )
+        self.dtype, self.device, self.is_initialized = prompts.dtype, prompts.device, True
         self._show()
 
     def _show(self) -> None:
@@ -51,18 +58,12 @@ class _BufferedLayer(DynamicLayer):
         self._show()
 
 
-def _with_capacity(tensor: Tensor, capacity: int) -> Tensor:
-    buffer = tensor.new_empty((*tensor.shape[:-2], capacity, tensor.shape[-1]))
-    buffer[..., : tensor.shape[-2], :] = tensor
-    return buffer
-
-
 @dataclass
 class _Decoding:
     """Rows still being written; ``origin`` says which (prompt, sample) each row is."""
 
     origin: Tensor
-    mask: Tensor
+    prompts: SharedPrompts
     position: Tensor
     uniform: Tensor
     hidden: Tensor
@@ -136,15 +137,12 @@ class TransformersEngine:
         hidden_QPH, cache = encode_prompts(self._backbone, batch.prompt_ids_QP, batch.prompt_mask_QP)
         length_Q = batch.prompt_mask_QP.sum(1)
         rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
-        capacity = batch.prompt_ids_QP.shape[1] + self._config.max_new_tokens
-        layers = [
-            _BufferedLayer(layer.keys[rows], layer.values[rows], capacity)  # pyright: ignore[reportOptionalSubscript]
-            for layer in dynamic_layers(cache)
-        ]
+        prompts_of_rows = SharedPrompts.of(cache, batch.prompt_mask_QP, rows)
+        layers = [_BufferedLayer(keys, len(rows), self._config.max_new_tokens) for keys in prompts_of_rows.keys]
         sample_seeds = [derive_seed(seed, index) for seed in seeds for index in range(num_samples)]
         state = _Decoding(
             origin=torch.arange(len(rows), device=device),
-            mask=batch.prompt_mask_QP[rows].long(),
+            prompts=prompts_of_rows,
             position=length_Q[rows],
             uniform=uniform_draws(sample_seeds, (1 + self._with_alternatives) * self._config.max_new_tokens).to(device),
             hidden=hidden_QPH[torch.arange(len(prompts), device=device), length_Q - 1][rows],
@@ -156,6 +154,14 @@ class TransformersEngine:
 
     def _decode(self, prompts: list[Sequence[int]], num_samples: int, seeds: list[int]) -> list[Sample]:
         state, cache = self._prefill(prompts, num_samples, seeds)
+        with attending_to_shared_prompts(self._policy):  # pyright: ignore[reportArgumentType] - a transformers model
+            self._write(state, cache)
+        return [
+            Sample(tuple(tokens), tuple(logprobs), tokens[-1] != self._eos, tuple(alternatives))
+            for tokens, logprobs, alternatives in zip(state.tokens, state.logprobs, state.alternatives, strict=True)
+        ]
+
+    def _write(self, state: _Decoding, cache: Cache) -> None:
         alive = torch.ones(len(state.origin), dtype=torch.bool, device=state.origin.device)
         for step in range(self._config.max_new_tokens):
             logits = self._policy.lm_head(state.hidden).float()  # pyright: ignore[reportCallIssue] - a causal LM has one
@@ -170,10 +176,6 @@ class TransformersEngine:
                 state, token, alive = _compact(state, cache, token, alive)
             if step + 1 < self._config.max_new_tokens:
                 self._advance(state, cache, token)
-        return [
-            Sample(tuple(tokens), tuple(logprobs), tokens[-1] != self._eos, tuple(alternatives))
-            for tokens, logprobs, alternatives in zip(state.tokens, state.logprobs, state.alternatives, strict=True)
-        ]
 
     def _other(self, logits: Tensor, token: Tensor, state: _Decoding, step: int) -> Tensor | None:
         if not self._with_alternatives:
@@ -182,13 +184,13 @@ class TransformersEngine:
         return draw_other(probabilities, token, state.uniform[:, self._config.max_new_tokens + step])
 
     def _advance(self, state: _Decoding, cache: Cache, token: Tensor) -> None:
-        state.mask = torch.cat([state.mask, state.mask.new_ones((len(token), 1))], dim=1)
         out = self._backbone(
             input_ids=token[:, None],
-            attention_mask=state.mask,
+            attention_mask=torch.zeros((1, 1, 1, 1), device=token.device),  # made, so that nobody makes another
             position_ids=state.position[:, None],
             past_key_values=cache,
             use_cache=True,
+            shared_prompts=state.prompts,
         )
         state.position = state.position + 1
         state.hidden = out.last_hidden_state[:, 0]
@@ -220,7 +222,7 @@ def _compact(state: _Decoding, cache: Cache, token: Tensor, alive: Tensor) -> tu
         layer.keep(alive)  # pyright: ignore[reportAttributeAccessIssue] - the layers are ours
     kept = _Decoding(
         origin=state.origin[alive],
-        mask=state.mask[alive],
+        prompts=state.prompts.keep(alive),
         position=state.position[alive],
         uniform=state.uniform[alive],
         hidden=state.hidden[alive],
