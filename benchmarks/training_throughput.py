@@ -43,7 +43,7 @@ OURS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "grpo": ("grpo", {}),
     "airl": ("airl", {}),
     # The recipe makes six for 256 samples; here are 128.
-    IN_PROPORTION: ("airl", {"branch_updates_per_round": 6}),
+    IN_PROPORTION: ("airl", {"branch_updates_per_round": 3}),
 }
 """The job of each side and changes of its ``critic`` section."""
 WANTED = {"grpo": 2.0, "airl": 1.0, IN_PROPORTION: 1.0}

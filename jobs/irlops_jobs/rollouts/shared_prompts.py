@@ -7,7 +7,7 @@ both parts, since nothing of it is large).
 """
 
 # Dimension key: Q prompts, P prompt tokens (right-padded), S rows, N rows of a prompt (padded), T tokens written so far, K key
-# heads, G query heads of each, D size of a head.
+# heads, G query heads of each, J all query heads, D size of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def attending_to_shared_prompts(model: PreTrainedModel) -> Iterator[None]:
 
 def _attend(
     layer: nn.Module,
-    query_SH1D: Tensor,
+    query_SJ1D: Tensor,
     key_SKTD: Tensor,
     value_SKTD: Tensor,
     _mask: Tensor | None,
@@ -96,7 +96,7 @@ def _attend(
     shared, index = shared_prompts, int(layer.layer_idx)  # pyright: ignore[reportArgumentType]
     key_QKPD, value_QKPD = shared.keys[index], shared.values[index]
     num_rows, num_keys = key_SKTD.shape[:2]
-    query_SKGD = query_SH1D.view(num_rows, num_keys, -1, query_SH1D.shape[-1]) * scaling
+    query_SKGD = query_SJ1D.view(num_rows, num_keys, -1, query_SJ1D.shape[-1]) * scaling
     to_prompt_SKGP = _ungroup(_group(query_SKGD, shared) @ key_QKPD.mT, shared, num_keys)
     to_prompt_SKGP = to_prompt_SKGP + shared.mask_QP[shared.prompt_S][:, None, None]
     to_own_SKGT = query_SKGD @ key_SKTD.mT
