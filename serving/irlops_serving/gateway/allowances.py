@@ -27,6 +27,9 @@ SHARES_OF_A_BUDGET = 100
 STATE_IS_FRESH_S = 0.5
 # A shared store that answers later than this is as good as away: requests wait for it.
 STORE_LIMIT_S = 2.0
+# With OIDC, callers are as many as the provider has users: beyond this number those whose minute is over are forgotten.
+MANY_ACCOUNTS = 10_000
+FORGET_AFTER_S = 120.0
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ class Allowances:
         self._limiter = SlidingWindowCounterRateLimiter(open_store(settings.storage_url))
         self._requests, self._tokens = settings.requests_per_minute, settings.tokens_per_minute
         self._accounts: dict[tuple[str, str, int], _Account] = {}
+        self._look_again_at = MANY_ACCOUNTS
 
     async def admit(self, caller: Caller) -> Headers:
         """Count one request; returns OpenAI's ``x-ratelimit-*`` headers.
@@ -150,10 +154,19 @@ class Allowances:
         key = (kind, caller.name, limit)
         account = self._accounts.get(key)
         if account is None:
+            self._forget_old_accounts()
             share = max(1, limit // SHARES_OF_A_BUDGET)
             account = _Account(kind, caller.name, limit, RateLimitItemPerMinute(limit), share)
             self._accounts[key] = account
         return account
+
+    def _forget_old_accounts(self) -> None:
+        """What is lost is a share at most, and its window has passed; the store itself lets go of old windows."""
+        if len(self._accounts) < self._look_again_at:
+            return
+        last_s = time.monotonic() - FORGET_AFTER_S
+        self._accounts = {key: one for key, one in self._accounts.items() if one.asked_at_s > last_s}
+        self._look_again_at = max(MANY_ACCOUNTS, 2 * len(self._accounts))  # not at every newcomer, where all are busy
 
 
 def open_store(url: str) -> Storage:

@@ -48,6 +48,20 @@ async def test_callers_have_budgets_of_their_own():
     assert [await _admitted(allowances, Caller(name), 3) for name in "ab"] == [2, 2]
 
 
+async def test_callers_of_the_past_are_forgotten_and_busy_ones_keep_what_they_have_used(monkeypatch):
+    monkeypatch.setattr("irlops_serving.gateway.allowances.MANY_ACCOUNTS", 4)
+    allowances, now_s = Allowances(LimitSettings(requests_per_minute=2)), [1000.0]
+    monkeypatch.setattr("irlops_serving.gateway.allowances.time.monotonic", lambda: now_s[0])
+    for name in "abc":
+        await allowances.admit(Caller(name))
+    now_s[0] += 121
+    assert await _admitted(allowances, Caller("busy"), 3) == 2
+    for name in "defgh":
+        await allowances.admit(Caller(name))
+    assert {name for _, name, _ in allowances._accounts} == {"busy", *"defgh"}
+    assert await _admitted(allowances, Caller("busy"), 1) == 0
+
+
 async def test_a_callers_own_budget_goes_before_the_common_one():
     allowances = Allowances(LimitSettings(requests_per_minute=2))
     assert await _admitted(allowances, Caller("a", requests_per_minute=5), 9) == 5
