@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from irlops.errors import ConfigError
 from irlops_jobs.models.shared_prefix import dynamic_layers
 
 NAME = "irlops_shared_prompts"
@@ -90,9 +91,19 @@ def _attend(
     *,
     scaling: float,
     shared_prompts: SharedPrompts,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface; every row sees its whole prompt and all that it has written itself."""
+    """transformers' attention interface; every row sees its whole prompt and all that it has written itself.
+
+    Raises:
+        ConfigError: the layer sees the last tokens only.
+    """
+    if sliding_window is not None:
+        raise ConfigError(
+            f"A layer of this model sees the last {sliding_window} tokens only, which rollouts with transformers don't know how to "
+            "share between samples. Set rollouts.engine: vllm."
+        )
     shared, index = shared_prompts, int(layer.layer_idx)  # pyright: ignore[reportArgumentType]
     key_QKPD, value_QKPD = shared.keys[index], shared.values[index]
     num_rows, num_keys = key_SKTD.shape[:2]

@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from irlops.contracts.jobs import RolloutConfig
+from irlops.errors import ConfigError
 from irlops_jobs.rollouts.shared_prompts import SharedPrompts
 from irlops_jobs.rollouts.transformers_engine import TransformersEngine
 
@@ -59,3 +60,12 @@ def test_a_prompt_whose_rows_have_all_ended_stays_without_rows():
     assert kept.prompt_S.tolist() == [0, 2, 2]
     assert kept.row_QN[kept.prompt_S, kept.slot_S].tolist() == [0, 1, 2]
     assert len(kept.keys) == len(kept.values) == 2
+
+
+def test_a_layer_with_a_sliding_window_is_refused():
+    windowed = Qwen2Config(
+        **SHAPE, num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=0
+    )
+    engine = TransformersEngine(Qwen2ForCausalLM(windowed).eval(), RolloutConfig(max_new_tokens=24), eos_token_id=END)
+    with pytest.raises(ConfigError, match="sees the last 4 tokens only"):
+        engine.sample(PROMPTS, num_samples=5, seeds=[3, 4, 5])
