@@ -20,7 +20,7 @@ from irlops_jobs.rollouts.sampling import derive_seed
 from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.critic import score_traces, update_critic
 from irlops_jobs.updates.critic_labels import LabelledQuestion, LabelledTrace, weigh
-from irlops_jobs.updates.expert_states import prepare_states, update_on_expert_states
+from irlops_jobs.updates.expert_states import ExpertDraw, prepare_states, update_on_expert_states
 from irlops_jobs.updates.microbatches import Group, Trace
 from irlops_jobs.updates.own_states import JudgedBranches, judge_branches, token_rewards
 from irlops_jobs.updates.policy import trace_logprobs
@@ -143,15 +143,15 @@ class CriticLearner:
             rng = random.Random(derive_seed("branches", seed, draw, update))  # noqa: S311 - not for secrets
             drawn = rng.choices(range(len(demonstrations)), k=config.branch_batch_size)
             chosen += [(update, index) for index in self._critic.runtime.share(drawn)]
-        states = prepare_states(
-            self._policy,
-            self._critic,
-            [demonstrations[index] for _, index in chosen],
-            [derive_seed("branch", seed, draw, update, index) for update, index in chosen],
-            [self._corruptions_of(demonstrations[index], f"{draw} {update} {index}") for update, index in chosen],
-            config=config,
-            micro_batch_tokens=tokens,
-        )
+        draws = [
+            ExpertDraw(
+                demonstrations[index],
+                derive_seed("branch", seed, draw, update, index),
+                self._corruptions_of(demonstrations[index], f"{draw} {update} {index}"),
+            )
+            for update, index in chosen
+        ]
+        states = prepare_states(self._policy, self._critic, draws, config=config, micro_batch_tokens=tokens)
         return [[state for state, (of, _) in zip(states, chosen, strict=True) if of == update] for update in block]
 
     def _corruptions_of(self, one: EncodedDemonstration, draw: str) -> list[tuple[int, ...]]:

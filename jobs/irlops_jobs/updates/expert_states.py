@@ -31,12 +31,28 @@ from irlops_jobs.updates.microbatches import Group, Trace, plan
 
 
 @dataclass(frozen=True)
+class ExpertDraw:
+    """A demonstration drawn for an update.
+
+    Example:
+        ``ExpertDraw(demonstration, seed=5, corruptions=[(11, 12, 77, 2)])``
+    """
+
+    demonstration: EncodedDemonstration
+    seed: int
+    """Fixes which alternatives are drawn, whatever process draws them."""
+    corruptions: Sequence[Sequence[int]] = ()
+    """As token ids."""
+
+
+@dataclass(frozen=True)
 class _Asked:
-    """A demonstration, the draws of its branches, and its place among the others; -1 in idle passes."""
+    """What a pass knows of a draw, and its place among the others; -1 in idle passes."""
 
     key: int
     one: ExpertState
     uniform_T2: Tensor
+    corruptions: Sequence[Sequence[int]] = ()
 
     @classmethod
     def idle(cls) -> _Asked:
@@ -44,41 +60,23 @@ class _Asked:
 
 
 def prepare_states(
-    policy: Trainer,
-    critic: Trainer,
-    demonstrations: Sequence[EncodedDemonstration],
-    seeds: Sequence[int],
-    corruptions: Sequence[Sequence[Sequence[int]]],
-    *,
-    config: CriticConfig,
-    micro_batch_tokens: int,
+    policy: Trainer, critic: Trainer, draws: Sequence[ExpertDraw], *, config: CriticConfig, micro_batch_tokens: int
 ) -> list[ExpertState]:
-    """Everything that stands against the experts' tokens, and the trunk of a critic that has frozen layers.
-
-    Args:
-        seeds: one a demonstration; they fix which alternatives are drawn, whatever process draws them.
-        corruptions: of each demonstration, as token ids.
-    """
+    """Everything that stands against the experts' tokens, and the trunk of a critic that has frozen layers."""
     stands_on_policy: bool = critic.scorer.stands_on(policy.scorer)  # pyright: ignore[reportCallIssue]
-    prepare = _in_one_pass if stands_on_policy else propose_states
-    states = prepare(policy, demonstrations, seeds, corruptions, config=config, micro_batch_tokens=micro_batch_tokens)
-    return states if stands_on_policy else with_trunk(critic, states, micro_batch_tokens=micro_batch_tokens)
+    if stands_on_policy:
+        return _in_one_pass(policy, draws, config=config, micro_batch_tokens=micro_batch_tokens)
+    states = propose_states(policy, draws, config=config, micro_batch_tokens=micro_batch_tokens)
+    return with_trunk(critic, states, micro_batch_tokens=micro_batch_tokens)
 
 
 def propose_states(
-    policy: Trainer,
-    demonstrations: Sequence[EncodedDemonstration],
-    seeds: Sequence[int],
-    corruptions: Sequence[Sequence[Sequence[int]]],
-    *,
-    config: CriticConfig,
-    micro_batch_tokens: int,
+    policy: Trainer, draws: Sequence[ExpertDraw], *, config: CriticConfig, micro_batch_tokens: int
 ) -> list[ExpertState]:
-    """What the policy would have written in place of the experts' tokens, and corruptions; as in ``prepare_states``."""
+    """What the policy would have written in place of the experts' tokens, and the corruptions."""
     scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
     found: dict[int, ExpertState] = {}
-    groups = _groups(demonstrations, seeds)
-    for micro in plan(groups, max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=_Asked.idle()):
+    for micro in plan(_groups(draws), max_tokens=micro_batch_tokens, runtime=policy.runtime, idle=_Asked.idle()):
         with torch.no_grad():
             batch = scorer.propose(
                 micro.batch,
@@ -86,24 +84,18 @@ def propose_states(
                 num_branches=config.branches_per_expert,
                 floor=config.branch_floor,
             )
-        found |= _compared(micro.payloads, batch, corruptions, config)
-    return [found[key] for key in range(len(demonstrations))]
+        found |= _compared(micro.payloads, batch, config)
+    return [found[key] for key in range(len(draws))]
 
 
 def _in_one_pass(
-    policy: Trainer,
-    demonstrations: Sequence[EncodedDemonstration],
-    seeds: Sequence[int],
-    corruptions: Sequence[Sequence[Sequence[int]]],
-    *,
-    config: CriticConfig,
-    micro_batch_tokens: int,
+    policy: Trainer, draws: Sequence[ExpertDraw], *, config: CriticConfig, micro_batch_tokens: int
 ) -> list[ExpertState]:
     """``propose_states`` with the trunk of a critic that stands on the policy's layers, from the same pass."""
     scorer: PolicyScorer = policy.scorer  # pyright: ignore[reportAssignmentType]
     device, found = policy.runtime.device, dict[int, ExpertState]()
     for micro in plan(
-        _groups(demonstrations, seeds),
+        _groups(draws),
         max_tokens=micro_batch_tokens // 2,  # as in with_trunk
         runtime=policy.runtime,
         idle=_Asked.idle(),
@@ -117,7 +109,7 @@ def _in_one_pass(
                 num_branches=config.branches_per_expert,
                 floor=config.branch_floor,
             )
-            states = _compared(micro.payloads, batch, corruptions, config)
+            states = _compared(micro.payloads, batch, config)
             # Idle passes have branches as well: all processes run the same layers.
             rows = [states.get(asked.key, ExpertState.idle()) for asked in micro.payloads]
             branch_SAH = scorer.write_branches(
@@ -129,15 +121,15 @@ def _in_one_pass(
             num_branches = len(state.branch_ids_A)
             trunk_LH = torch.cat([row_LH[: state.num_tokens - num_branches], branch_AH[:num_branches]])
             found[asked.key] = replace(state, trunk_LH=trunk_LH)
-    return [found[key] for key in range(len(demonstrations))]
+    return [found[key] for key in range(len(draws))]
 
 
-def _groups(demonstrations: Sequence[EncodedDemonstration], seeds: Sequence[int]) -> list[Group[_Asked]]:
+def _groups(draws: Sequence[ExpertDraw]) -> list[Group[_Asked]]:
     groups: list[Group[_Asked]] = []
-    for key, (one, seed) in enumerate(zip(demonstrations, seeds, strict=True)):
-        num_tokens = len(one.solution_ids)
-        uniform_T2 = uniform_draws([seed], 2 * num_tokens)[0].view(num_tokens, 2)
-        asked = _Asked(key, ExpertState.bare(one.prompt_ids, one.solution_ids), uniform_T2)
+    for key, draw in enumerate(draws):
+        one, num_tokens = draw.demonstration, len(draw.demonstration.solution_ids)
+        uniform_T2 = uniform_draws([draw.seed], 2 * num_tokens)[0].view(num_tokens, 2)
+        asked = _Asked(key, ExpertState.bare(one.prompt_ids, one.solution_ids), uniform_T2, draw.corruptions)
         groups.append(Group(one.prompt_ids, [Trace(one.solution_ids, asked)]))
     return groups
 
@@ -146,9 +138,7 @@ def _stack_draws(payloads: Sequence[_Asked]) -> Tensor:
     return pad_sequence([asked.uniform_T2 for asked in payloads], batch_first=True).permute(2, 0, 1)
 
 
-def _compared(
-    payloads: Sequence[_Asked], batch: BranchBatch, corruptions: Sequence[Sequence[Sequence[int]]], config: CriticConfig
-) -> dict[int, ExpertState]:
+def _compared(payloads: Sequence[_Asked], batch: BranchBatch, config: CriticConfig) -> dict[int, ExpertState]:
     """The states of one pass with their branches, by place; none for idle ones."""
     states: dict[int, ExpertState] = {}
     for row, asked in enumerate(payloads):
@@ -161,7 +151,7 @@ def _compared(
             position_A=batch.branch_position_SA[row][real_A],
             weight_A=batch.branch_weight_SA[row][real_A],
         )
-        for corrupted_ids in corruptions[asked.key]:
+        for corrupted_ids in asked.corruptions:
             state = against_corruption(state, corrupted_ids, weight=config.corrupted_branch_weight)
         states[asked.key] = state
     return states

@@ -18,6 +18,7 @@ from irlops_jobs.models.scorers import CriticScorer, PolicyScorer
 from irlops_jobs.models.tiny import build_tiny_critic, build_tiny_policy
 from irlops_jobs.session import EncodedDemonstration
 from irlops_jobs.updates.expert_states import (
+    ExpertDraw,
     against_corruption,
     branch_loss,
     prepare_states,
@@ -130,7 +131,7 @@ def test_the_policy_is_asked_for_another_token_at_each_state_it_doubts():
     policy = _policy()
     one = EncodedDemonstration(LONG.prompt_ids, LONG.solution_ids, SimpleNamespace())
     ask = {"config": CriticConfig(branches_per_expert=3), "micro_batch_tokens": 4096}
-    (state,), (again,) = (propose_states(policy, [one], [5], [()], **ask) for _ in range(2))
+    (state,), (again,) = (propose_states(policy, [ExpertDraw(one, 5)], **ask) for _ in range(2))
     assert len(set(state.position_A.tolist())) == 3
     assert all(
         LONG.solution_ids[place] != other
@@ -153,7 +154,8 @@ def _critic_on(policy, *, num_top_layers=2):
 def _prepared(policy, critic, *, micro_batch_tokens=4096):
     ones = [EncodedDemonstration(one.prompt_ids, one.solution_ids, SimpleNamespace()) for one in (LONG, SHORT)]
     ask = {"config": CriticConfig(branches_per_expert=3), "micro_batch_tokens": micro_batch_tokens}
-    return prepare_states(policy, critic, ones, [5, 6], [[(11, 12, 77, 78, 2)], []], **ask)
+    draws = [ExpertDraw(ones[0], 5, [(11, 12, 77, 78, 2)]), ExpertDraw(ones[1], 6)]
+    return prepare_states(policy, critic, draws, **ask)
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [4096, 8], ids=["one pass", "a pass each"])

@@ -163,6 +163,7 @@ async def test_leaving_an_answer_half_read_ends_its_connection():
     async with pool_before([OK[:-1]]) as (pool, script):
         (await pool.send("POST", "/v1/x", b"{}", 60.0)).leave()
         await eventually(lambda: script.num_ended == 1)
+        assert len(script.requests) == 1
 
 
 async def test_leaving_while_waiting_for_the_head_ends_the_connection():
